@@ -1,0 +1,161 @@
+"""The configuration: everything that `--config` and `--set` accept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Leg = Literal[
+    "rollout/decode",
+    "rollout/prefill",
+    "rollout/forced",
+    "train/forward",
+    "train/replay",
+    "train/reference",
+    "train/repeat",
+]
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+ROLLOUT_LEGS: tuple[Leg, ...] = ("rollout/decode", "rollout/prefill", "rollout/forced")
+DEFAULT_LEGS: tuple[Leg, ...] = (
+    "rollout/decode",
+    "rollout/prefill",
+    "train/forward",
+    "train/replay",
+    "train/reference",
+    "train/repeat",
+)
+ROUTED_LEGS: tuple[Leg, ...] = ("train/replay",)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RolloutConfig(_Section):
+    """The rollout side.
+
+    Attributes:
+        engine: Name of a registered engine.
+        model: Checkpoint of this side; None means `model`.
+        dtype: Weight dtype.
+        options: Handed to the engine as they are (for vLLM: keyword arguments of `vllm.LLM`).
+    """
+
+    engine: str = "vllm"
+    model: str | None = None
+    dtype: Dtype = "bfloat16"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainConfig(_Section):
+    """The training side.
+
+    Attributes:
+        scorer: Name of a registered scorer.
+        model: Checkpoint of this side; None means `model`.
+        dtype: Weight dtype of `train/forward`, `train/replay` and `train/repeat`.
+        options: Handed to the scorer as they are (for transformers: batch_size, repeat_batch_size, attention, device).
+    """
+
+    scorer: str = "transformers"
+    model: str | None = None
+    dtype: Dtype = "bfloat16"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class SamplingConfig(_Section):
+    """How responses are sampled, and so which distribution every leg has to describe.
+
+    Attributes:
+        temperature: Above 0; log-probabilities of all legs are those of logits / temperature.
+        top_p: 1 samples from the whole distribution. Below 1 the rollout's support is truncated and the trainer's is not.
+        top_k: -1 samples from the whole distribution.
+        max_tokens: Longest response.
+        samples: Responses per prompt (the group size G of group-normalised advantages).
+        seed: Base seed; response i uses seed + i.
+    """
+
+    temperature: float = Field(1.0, gt=0, le=10)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+    max_tokens: int = Field(256, ge=1)
+    samples: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("top_k")
+    @classmethod
+    def _no_zero(cls, value: int) -> int:
+        return -1 if value == 0 else value
+
+
+class PromptConfig(_Section):
+    """Where prompts come from.
+
+    Attributes:
+        source: Path of a .jsonl, .parquet or .txt file; None takes the prompts that come with the model.
+        num_prompts: How many to use; None takes all.
+        chat_template: Whether to apply the tokenizer's chat template to plain-text prompts.
+        random_length: Length of random prompts, where a model comes with none.
+        reward: Name of a reward for prompts with answers; None takes the one that comes with the model.
+    """
+
+    source: str | None = None
+    num_prompts: int | None = Field(None, ge=1)
+    chat_template: bool = False
+    random_length: int = Field(24, ge=1)
+    reward: str | None = None
+
+
+class ProbeConfig(_Section):
+    """A whole audit.
+
+    Attributes:
+        model: Checkpoint of both sides: a known name, a folder, or a name in the local model cache.
+        layers: For a geometry such as qwen3-30b-a3b: how many layers of random weights to make.
+        rollout: The rollout side.
+        train: The training side.
+        sampling: How responses are sampled.
+        prompts: Where prompts come from.
+        legs: Which readings of log p to take.
+        routing: Whether to capture routed experts; None means: if the model has any.
+        bars: Changes to the bars of the verdict, by key.
+        out: The run directory.
+        part_sequences: Sequences per part on disk; whole prompts, so it is rounded up to the group size.
+        trust_remote_code: Whether code that comes with a checkpoint may run.
+    """
+
+    model: str = "tiny-qwen3-moe"
+    layers: int | None = Field(None, ge=1)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    prompts: PromptConfig = Field(default_factory=PromptConfig)
+    legs: tuple[Leg, ...] = DEFAULT_LEGS
+    routing: bool | None = None
+    bars: dict[str, Any] = Field(default_factory=dict)
+    out: Path = Path("runs/audit")
+    part_sequences: int = Field(64, ge=1)
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _needed_legs(self) -> ProbeConfig:
+        if "rollout/decode" not in self.legs:
+            raise ValueError("legs must contain rollout/decode: it is what samples the tokens")
+        if len(set(self.legs)) != len(self.legs):
+            raise ValueError("legs names a leg twice")
+        if "train/replay" in self.legs and self.routing is False and "legs" in self.model_fields_set:
+            raise ValueError("the leg train/replay needs routing; drop it or set routing=true")
+        return self
+
+    @property
+    def rollout_model(self) -> str:
+        """Checkpoint of the rollout side."""
+        return self.rollout.model or self.model
+
+    @property
+    def train_model(self) -> str:
+        """Checkpoint of the training side."""
+        return self.train.model or self.model

@@ -1,0 +1,1 @@
+"""The rollout side: what samples tokens."""

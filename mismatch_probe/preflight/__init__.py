@@ -1,0 +1,1 @@
+"""What can be known before an engine is started: packages, models, the pair."""

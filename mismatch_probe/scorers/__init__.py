@@ -1,0 +1,1 @@
+"""The training side: what differentiates the same tokens."""

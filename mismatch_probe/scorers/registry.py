@@ -1,0 +1,41 @@
+"""The training-side scorers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mismatch_probe.registry import Registry
+from mismatch_probe.scorers.protocol import Scorer, ScorerCapabilities, ScorerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerEntry:
+    """How to ask about a scorer without loading it, and how to load it.
+
+    Attributes:
+        make: Loads the scorer; heavy imports happen in here.
+        capabilities: Cheap; imports nothing heavy.
+    """
+
+    make: Callable[[ScorerSpec], Scorer]
+    capabilities: Callable[[], ScorerCapabilities]
+
+
+def _load_own() -> None:
+    import mismatch_probe.scorers.transformers_scorer  # noqa: F401  (registers itself)
+
+
+scorers: Registry[ScorerEntry] = Registry("scorer", "mismatch_probe.scorers", _load_own)
+
+
+def register_scorer(
+    name: str, *, summary: str, capabilities: Callable[[], ScorerCapabilities]
+) -> Callable[[Callable[[ScorerSpec], Scorer]], Callable[[ScorerSpec], Scorer]]:
+    """Decorates a scorer's factory so that `--train NAME` finds it."""
+
+    def register(make: Callable[[ScorerSpec], Scorer]) -> Callable[[ScorerSpec], Scorer]:
+        scorers.add(name, ScorerEntry(make, capabilities), summary)
+        return make
+
+    return register

@@ -1,0 +1,252 @@
+"""The transformers scorer: the forward that trainers built on transformers run, on one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mismatch_probe.errors import ConfigError, EngineUnavailableError
+from mismatch_probe.scorers.protocol import (
+    ProgressCallback,
+    ScoredSequence,
+    ScorerCapabilities,
+    ScoreRequest,
+    ScorerFacts,
+    ScorerSpec,
+)
+from mismatch_probe.scorers.registry import register_scorer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+# Logits of one batch, and the float32 copy of one block of them, stay below these.
+_MAX_LOGIT_BYTES = 1 << 30
+_MAX_BLOCK_BYTES = 1 << 28
+
+
+class TransformersOptions(BaseModel):
+    """`train.options.*` of the transformers scorer.
+
+    Attributes:
+        batch_size: Sequences per forward of `train/forward`, right-padded to the longest.
+        repeat_batch_size: Sequences per forward of `train/repeat`; another number than `batch_size` measures the noise
+            floor, the same number is the zero control.
+        attention: Attention implementation.
+        device: "auto" takes an accelerator if there is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = Field(8, ge=1)
+    repeat_batch_size: int = Field(1, ge=1)
+    attention: str = "sdpa"
+    device: str = "auto"
+
+
+class TransformersScorer:
+    """A transformers causal LM behind the `Scorer` protocol.
+
+    Notes:
+        The log-probability is `log_softmax(logits.float() / temperature)`: the head runs in the weight dtype, the softmax
+        in float32. That is what TRL and verl do; a head in float32 is another training side.
+    """
+
+    def __init__(self, spec: ScorerSpec) -> None:
+        try:
+            self._options = TransformersOptions.model_validate(spec.options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            known = ", ".join(TransformersOptions.model_fields)
+            raise ConfigError(f"train.options.{key}: {first['msg']}", hint=f"known: {known}") from error
+        torch, transformers = _import_transformers()
+        device = self._options.device
+        if device == "auto":
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            device = accelerator.type if accelerator is not None else "cpu"
+        self._device = torch.device(device)
+        self._spec = spec
+        self._version = str(transformers.__version__)
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                spec.model_path,
+                dtype=getattr(torch, spec.dtype),
+                attn_implementation=self._options.attention,
+                trust_remote_code=spec.trust_remote_code,
+                local_files_only=True,
+            )
+        except (ImportError, ValueError, OSError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise EngineUnavailableError(
+                f"transformers cannot load {spec.model_path.name}: {first_line}",
+                hint="check the checkpoint and train.options.*; the whole message is in the log",
+            ) from error
+        self._model = model.to(self._device).eval()
+        self._hooks = None
+        if spec.num_moe_layers:
+            from mismatch_probe.scorers.transformers_routing import hook_routers
+
+            self._hooks = hook_routers(self._model, num_moe_layers=spec.num_moe_layers)
+
+    def facts(self) -> ScorerFacts:
+        """What was loaded."""
+        import torch
+
+        return ScorerFacts(
+            scorer="transformers",
+            version=self._version,
+            dtype=self._spec.dtype,
+            device=str(self._device),
+            attention=str(self._model.config._attn_implementation),  # noqa: SLF001 - the only place it is kept
+            options=self._options.model_dump(),
+            details={
+                "experts": getattr(self._model.config, "_experts_implementation", None),
+                "torch": torch.__version__,
+                "num_threads": torch.get_num_threads(),
+            },
+        )
+
+    def score(
+        self,
+        requests: Sequence[ScoreRequest],
+        *,
+        temperature: float,
+        batching: str,
+        capture_routing: bool,
+        progress: ProgressCallback,
+    ) -> list[ScoredSequence]:
+        """See `Scorer.score`."""
+        if (capture_routing or any(request.routing is not None for request in requests)) and self._hooks is None:
+            raise ConfigError("this model has no experts to capture or replay", hint="leave out train/replay")
+        size = self._options.batch_size if batching == "forward" else self._options.repeat_batch_size
+        scored: list[ScoredSequence] = []
+        for batch in self._batches(requests, size):
+            results = self._score_batch(batch, temperature, capture_routing)
+            scored += results
+            progress(len(results), sum(len(result.logprobs) for result in results))
+        return scored
+
+    def close(self) -> None:
+        """Drops the model."""
+        del self._model
+
+    def _batches(self, requests: Sequence[ScoreRequest], size: int) -> list[list[ScoreRequest]]:
+        """Splits in order; a batch also ends where its logits would not fit."""
+        token_bytes = self._model.config.vocab_size * (4 if self._spec.dtype == "float32" else 2)
+        budget = max(1, _MAX_LOGIT_BYTES // token_bytes)
+        batches: list[list[ScoreRequest]] = []
+        longest = 0
+        for request in requests:
+            length = len(request.prompt_token_ids) + len(request.response_token_ids)
+            longest = max(longest, length)
+            if not batches or len(batches[-1]) == size or (len(batches[-1]) + 1) * longest > budget:
+                batches.append([])
+                longest = length
+            batches[-1].append(request)
+        return batches
+
+    def _score_batch(
+        self, batch: Sequence[ScoreRequest], temperature: float, capture_routing: bool
+    ) -> list[ScoredSequence]:
+        import torch
+
+        rows = [[*request.prompt_token_ids, *request.response_token_ids] for request in batch]
+        width = max(len(row) for row in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+            mask[index, : len(row)] = 1
+        routes = None
+        with torch.inference_mode():
+            if self._hooks is None:
+                logits = self._forward(ids, mask)
+            else:
+                forced = self._forced_rows(batch, width)
+                with self._hooks.forward(capture=capture_routing, forced=forced):
+                    logits = self._forward(ids, mask)
+                if capture_routing:
+                    routes = self._hooks.take().view(len(rows), width, self._spec.num_moe_layers, -1).numpy()
+            return [
+                self._read(request, logits[index], temperature, None if routes is None else routes[index])
+                for index, request in enumerate(batch)
+            ]
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        output = self._model(
+            input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False, return_dict=True
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _forced_rows(self, batch: Sequence[ScoreRequest], width: int) -> torch.Tensor | None:
+        import torch
+
+        if all(request.routing is None for request in batch):
+            return None
+        forced = torch.full((len(batch), width, self._spec.num_moe_layers, self._spec.top_k), -1, dtype=torch.long)
+        for index, request in enumerate(batch):
+            if request.routing is not None:
+                forced[index, : len(request.routing)] = torch.from_numpy(request.routing.astype(np.int64))
+        return forced.view(len(batch) * width, self._spec.num_moe_layers, self._spec.top_k).to(self._device)
+
+    def _read(
+        self,
+        request: ScoreRequest,
+        logits: torch.Tensor,
+        temperature: float,
+        routes: npt.NDArray[np.int16] | None,
+    ) -> ScoredSequence:
+        """Reads one row [width, vocabulary] of logits, block by block so that no float32 copy of it all is made."""
+        import torch
+
+        begin, count = len(request.prompt_token_ids), len(request.response_token_ids)
+        targets = torch.tensor(list(request.response_token_ids), dtype=torch.long, device=logits.device)
+        # The logits at position i predict token i + 1.
+        logits = logits[begin - 1 : begin - 1 + count]
+        block = max(1, _MAX_BLOCK_BYTES // (4 * logits.shape[-1]))
+        logprobs, entropy = [], []
+        for start in range(0, count, block):
+            log_p = torch.log_softmax(logits[start : start + block].float() / temperature, dim=-1)
+            logprobs.append(log_p.gather(-1, targets[start : start + block, None])[:, 0])
+            entropy.append(torch.special.entr(log_p.exp()).sum(-1))
+        return ScoredSequence(
+            sequence_id=request.sequence_id,
+            logprobs=torch.cat(logprobs).cpu().numpy() if count else np.zeros(0, np.float32),
+            entropy=torch.cat(entropy).cpu().numpy() if count else np.zeros(0, np.float32),
+            routing=None if routes is None else np.ascontiguousarray(routes[: begin + count - 1]),
+        )
+
+
+def transformers_capabilities() -> ScorerCapabilities:
+    """What the installed transformers can give."""
+    import importlib.util
+
+    if importlib.util.find_spec("transformers") is None:
+        reason = "transformers is not installed"
+        return ScorerCapabilities(False, False, False, dict.fromkeys(("scoring", "routing", "replay"), reason))
+    return ScorerCapabilities(scoring=True, routing=True, replay=True)
+
+
+@register_scorer("transformers", summary="transformers forward, padded batches", capabilities=transformers_capabilities)
+def make_transformers_scorer(spec: ScorerSpec) -> TransformersScorer:
+    """Loads the model."""
+    return TransformersScorer(spec)
+
+
+def _import_transformers() -> tuple[Any, Any]:
+    from mismatch_probe.preflight.environment import explain_import_failure
+
+    try:
+        import torch
+        import transformers
+
+        # The lazy module imports only here what may be broken in an environment.
+        _ = transformers.AutoModelForCausalLM
+    except Exception as error:
+        raise explain_import_failure("transformers", error) from error
+    return torch, transformers

@@ -1,0 +1,134 @@
+"""Files that exist whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mismatch_probe.errors import RunDirectoryError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TEMPORARY_SUFFIX = ".partial"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes `path` through a temporary name: written, synced to disk, renamed, the folder synced.
+
+    Args:
+        path: Where the file is to be.
+        write: Writes the whole content to the path it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY_SUFFIX}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically; NaN and infinity are refused, they are no JSON."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        RunDirectoryError: The file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunDirectoryError(f"{path} does not exist") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{path} is damaged: {error}", hint="run the stage that writes it again") from error
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes what a killed process left behind; such files are never read."""
+    for path in folder.rglob(f"*{_TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def part_name(index: int, suffix: str) -> str:
+    """Name of part `index`: part-00003.parquet."""
+    return f"part-{index:05d}.{suffix}"
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a parquet part atomically."""
+    import pyarrow.parquet as pq
+
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Reads a parquet part and checks its columns.
+
+    Raises:
+        RunDirectoryError: The part is damaged, or a column is missing or of another type.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).select(schema.names).cast(schema)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise RunDirectoryError(f"{path} is damaged or of another version: {error}", hint="record or score it again") from error
+
+
+def write_routing(path: Path, experts: list[npt.NDArray[np.int16]], sequence_ids: list[int]) -> None:
+    """Writes the routes of one part atomically.
+
+    Args:
+        path: The safetensors file.
+        experts: Per sequence, int16 [fed tokens, MoE layers, top_k].
+        sequence_ids: One per sequence.
+    """
+    from safetensors.numpy import save_file
+
+    lengths = np.array([0, *[len(rows) for rows in experts]], dtype=np.int64)
+    tensors = {
+        "experts": np.ascontiguousarray(np.concatenate(experts)),
+        "offsets": np.cumsum(lengths),
+        "sequence_id": np.asarray(sequence_ids, dtype=np.int64),
+    }
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def read_routing(path: Path) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Reads the routes of one part.
+
+    Returns:
+        experts int16 [tokens, MoE layers, top_k], offsets int64 [sequences + 1], sequence_id int64 [sequences].
+
+    Raises:
+        RunDirectoryError: The part is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+        return tensors["experts"], tensors["offsets"], tensors["sequence_id"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise RunDirectoryError(f"{path} is damaged: {error}", hint="record or score it again") from error

@@ -1,0 +1,159 @@
+"""A run directory: opening, locking, and where each thing lies in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mismatch_probe.errors import RunDirectoryError
+from mismatch_probe.trace.parts import part_name, read_json, remove_partial_files, write_json
+from mismatch_probe.trace.schema import ROLLOUT_FOLDER, ROUTING_FOLDER, SCHEMA_VERSION, SCORES_FOLDER
+
+_MANIFEST = "manifest.json"
+_LOCK = ".lock"
+_OURS = (
+    ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "figures", "export", "logs",
+    _MANIFEST, "result.json", "report.html",
+)  # fmt: skip
+
+
+class RunDirectory:
+    """Paths and manifest of one run.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open_existing(cls, path: Path) -> RunDirectory:
+        """Opens a run for reading.
+
+        Raises:
+            RunDirectoryError: There is no run, or one of another schema version.
+        """
+        run = cls(path)
+        if not path.is_dir():
+            raise RunDirectoryError(f"run directory {path} does not exist", hint="check the path, or run an audit into it")
+        if not run.manifest_path.is_file():
+            raise RunDirectoryError(f"{path} is not a run directory: it has no {_MANIFEST}")
+        run.read_manifest()
+        return run
+
+    @property
+    def manifest_path(self) -> Path:
+        """manifest.json."""
+        return self.path / _MANIFEST
+
+    @property
+    def result_path(self) -> Path:
+        """result.json."""
+        return self.path / "result.json"
+
+    @property
+    def report_path(self) -> Path:
+        """report.html."""
+        return self.path / "report.html"
+
+    def rollout_part(self, index: int) -> Path:
+        """Part `index` of what was sampled."""
+        return self.path / ROLLOUT_FOLDER / part_name(index, "parquet")
+
+    def score_part(self, leg: str, index: int) -> Path:
+        """Part `index` of what a leg scored."""
+        return self.path / SCORES_FOLDER / leg / part_name(index, "parquet")
+
+    def routing_part(self, leg: str, index: int) -> Path:
+        """Part `index` of the routes that a leg took."""
+        return self.path / ROUTING_FOLDER / leg / part_name(index, "safetensors")
+
+    def log_path(self, name: str) -> Path:
+        """Where a worker process of this run writes what its engine prints."""
+        return self.path / "logs" / f"{name}.log"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            RunDirectoryError: It is damaged or of another schema version.
+        """
+        manifest = read_json(self.manifest_path)
+        version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+        if version != SCHEMA_VERSION:
+            raise RunDirectoryError(
+                f"{self.manifest_path} has schema version {version!r}, this version reads {SCHEMA_VERSION}",
+                hint="use the version of mismatch-probe that wrote it, or record again",
+            )
+        return dict(manifest)
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replaces the manifest."""
+        write_json(self.manifest_path, manifest)
+
+    @contextmanager
+    def claim(self, *, force: bool = False, resume: bool = False) -> Iterator[None]:
+        """Holds the directory for writing; a second writer is refused.
+
+        Args:
+            force: Empties a run that is there.
+            resume: Goes on with the run that is there.
+
+        Raises:
+            RunDirectoryError: The directory is in use, holds a run and neither was asked for, holds nothing to resume, or
+                holds files that are not ours (those are never removed).
+        """
+        existed = self.path.exists()
+        if existed and not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path} is a file", hint="give another --out")
+        if resume and not self.manifest_path.is_file():
+            raise RunDirectoryError(f"nothing to resume in {self.path}", hint="leave out --resume")
+        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in (*_OURS, _LOCK)) if existed else []
+        if foreign and not self.manifest_path.is_file():
+            raise RunDirectoryError(
+                f"{self.path} holds files that are not a run ({foreign[0]}, ...)", hint="give an empty or new --out"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write into {self.path}: {error.strerror}", hint="give another --out") from error
+        try:
+            self._lock(lock)
+            if self.manifest_path.is_file() and not resume:
+                if not force:
+                    raise RunDirectoryError(
+                        f"{self.path} already holds a run", hint="use --resume to go on, --force to replace it, or another --out"
+                    )
+                self._clear()
+            remove_partial_files(self.path)
+            yield
+        finally:
+            os.close(lock)
+            if not self.manifest_path.is_file() and not existed:
+                # Nothing was recorded: leave nothing behind.
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path} is in use by another mismatch-probe process", hint="wait for it, or give another --out"
+            ) from error
+
+    def _clear(self) -> None:
+        # The manifest goes first: a directory without it is never taken for a finished run.
+        self.manifest_path.unlink()
+        for name in _OURS:
+            entry = self.path / name
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""The trace of a run as flat arrays: every leg's log-probabilities over the same response tokens, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from mismatch_probe.errors import InconclusiveError, RunDirectoryError
+from mismatch_probe.trace.parts import read_routing, read_table
+from mismatch_probe.trace.run_directory import RunDirectory
+from mismatch_probe.trace.schema import rollout_schema, score_schema
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was sampled, as flat arrays.
+
+    Attributes:
+        sequence_id: int64 [sequences].
+        prompt_index: int64 [sequences]; sequences of one prompt share a number. The unit of resampling.
+        prompt_ids: Name of each prompt index.
+        prompt_tokens: int32 flat, with `prompt_offsets` int64 [sequences + 1].
+        response_tokens: int32 flat, with `offsets` int64 [sequences + 1].
+        logprobs: float64 flat [response tokens], nats; leg `rollout/decode`.
+        advantage: float64 [sequences] or None where the run has none.
+        reward: float64 [sequences] or None.
+        finish_reason: One per sequence.
+    """
+
+    sequence_id: IntArray
+    prompt_index: IntArray
+    prompt_ids: tuple[str, ...]
+    prompt_tokens: npt.NDArray[np.int32]
+    prompt_offsets: IntArray
+    response_tokens: npt.NDArray[np.int32]
+    offsets: IntArray
+    logprobs: FloatArray
+    advantage: FloatArray | None
+    reward: FloatArray | None
+    finish_reason: tuple[str, ...]
+
+    @cached_property
+    def lengths(self) -> IntArray:
+        """Response tokens per sequence."""
+        return np.diff(self.offsets)
+
+
+class Trace:
+    """Reads the parts of a run.
+
+    Args:
+        run: The run directory.
+        num_parts: How many parts the run has.
+    """
+
+    def __init__(self, run: RunDirectory, num_parts: int) -> None:
+        self._run = run
+        self._num_parts = num_parts
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """What was sampled.
+
+        Raises:
+            RunDirectoryError: A part is missing or damaged.
+            InconclusiveError: There is not one response token.
+        """
+        import pyarrow as pa
+
+        tables = [read_table(self._run.rollout_part(i), rollout_schema()) for i in range(self._num_parts)]
+        table = pa.concat_tables(tables).combine_chunks()
+        if table.num_rows == 0:
+            raise InconclusiveError("the run has no sequences", hint="check the prompts")
+        prompt_tokens, prompt_offsets = _flatten(table["prompt_token_ids"])
+        response_tokens, offsets = _flatten(table["response_token_ids"])
+        logprobs, logprob_offsets = _flatten(table["rollout_logprobs"])
+        if not np.array_equal(offsets, logprob_offsets):
+            raise RunDirectoryError("some sequences have more or fewer rollout log-probabilities than tokens")
+        if response_tokens.size == 0:
+            raise InconclusiveError("not one response token was sampled", hint="check prompts and stop tokens")
+        names = table["prompt_id"].to_pylist()
+        order = {name: index for index, name in enumerate(dict.fromkeys(names))}
+        return Rollout(
+            sequence_id=table["sequence_id"].to_numpy(),
+            prompt_index=np.array([order[name] for name in names], dtype=np.int64),
+            prompt_ids=tuple(order),
+            prompt_tokens=prompt_tokens.astype(np.int32),
+            prompt_offsets=prompt_offsets,
+            response_tokens=response_tokens.astype(np.int32),
+            offsets=offsets,
+            logprobs=logprobs.astype(np.float64),
+            advantage=_nullable(table["advantage"]),
+            reward=_nullable(table["reward"]),
+            finish_reason=tuple(table["finish_reason"].to_pylist()),
+        )
+
+    def logprobs(self, leg: str) -> FloatArray:
+        """One leg's log-probabilities, float64 flat, row by row those of `rollout.response_tokens`.
+
+        Raises:
+            InconclusiveError: The leg scored other sequences or other lengths than were sampled.
+        """
+        if leg == "rollout/decode":
+            return self.rollout.logprobs
+        parts = []
+        for index in range(self._num_parts):
+            table = read_table(self._run.score_part(leg, index), score_schema()).combine_chunks()
+            parts.append((table["sequence_id"].to_numpy(), *_flatten(table["logprobs"])))
+        ids = np.concatenate([part[0] for part in parts])
+        lengths = np.concatenate([np.diff(part[2]) for part in parts])
+        if not np.array_equal(ids, self.rollout.sequence_id) or not np.array_equal(lengths, self.rollout.lengths):
+            raise InconclusiveError(
+                f"the leg {leg} does not line up with the sampled sequences", hint="score it again into a fresh run"
+            )
+        return np.concatenate([part[1] for part in parts]).astype(np.float64)
+
+    def routes(self, leg: str) -> tuple[npt.NDArray[np.int16], IntArray]:
+        """The experts one leg used: int16 [fed tokens, MoE layers, top_k] and offsets int64 [sequences + 1].
+
+        Raises:
+            InconclusiveError: Routes of some sequence or token are missing.
+        """
+        parts = [read_routing(self._run.routing_part(leg, index)) for index in range(self._num_parts)]
+        ids = np.concatenate([part[2] for part in parts])
+        lengths = np.concatenate([np.diff(part[1]) for part in parts])
+        expected = np.diff(self.rollout.prompt_offsets) + self.rollout.lengths - 1
+        if not np.array_equal(ids, self.rollout.sequence_id) or not np.array_equal(lengths, expected):
+            raise InconclusiveError(f"the routes of {leg} do not cover every fed token", hint="record the run again")
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return np.concatenate([part[0] for part in parts]), offsets
+
+
+def _flatten(column: object) -> tuple[npt.NDArray[np.float64], IntArray]:
+    chunk = column.combine_chunks()  # type: ignore[attr-defined]
+    offsets = chunk.offsets.to_numpy().astype(np.int64)
+    values = chunk.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    return values, offsets - offsets[0]
+
+
+def _nullable(column: object) -> FloatArray | None:
+    if column.null_count:  # type: ignore[attr-defined]
+        return None
+    values: FloatArray = column.to_numpy()  # type: ignore[attr-defined]
+    return values
