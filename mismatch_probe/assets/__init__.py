@@ -1,0 +1,1 @@
+"""What ships with the package: the embedded model, its prompts and reward, and model geometries."""
