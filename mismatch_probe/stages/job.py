@@ -1,0 +1,82 @@
+"""What a worker process is told to do. Jobs are JSON, so a job can be looked at and run again by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mismatch_probe.config.model import SamplingConfig
+
+
+class _Job(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobPrompt(_Job):
+    """One prompt of a rollout job."""
+
+    prompt_id: str
+    token_ids: tuple[int, ...]
+    answer: str | None
+
+
+class Task(_Job):
+    """One leg over some parts.
+
+    Attributes:
+        leg: Which reading.
+        parts: Indices of the parts to do; those on disk are left out by who made the job.
+    """
+
+    leg: str
+    parts: tuple[int, ...]
+
+
+class RolloutJob(_Job):
+    """Work for one rollout engine.
+
+    Attributes:
+        run: The run directory.
+        engine: Registry name.
+        spec: Fields of `EngineSpec`.
+        sampling: How to sample.
+        prompts: All prompts of the run.
+        prompts_per_part: Whole prompts in one part.
+        reward: Name of the reward, or None.
+        tokenizer_path: Folder of the tokenizer that decodes for the reward.
+        tasks: Legs in order; rollout/decode first where it is asked for.
+    """
+
+    kind: Literal["rollout"] = "rollout"
+    run: Path
+    engine: str
+    spec: dict[str, Any]
+    sampling: SamplingConfig
+    prompts: tuple[JobPrompt, ...]
+    prompts_per_part: int
+    reward: str | None
+    tokenizer_path: Path | None
+    tasks: tuple[Task, ...]
+
+
+class ScoreJob(_Job):
+    """Work for one loaded training-side model.
+
+    Attributes:
+        run: The run directory.
+        scorer: Registry name.
+        spec: Fields of `ScorerSpec`.
+        temperature: Of the sampling.
+        routing: Whether routes were recorded.
+        tasks: Legs in order.
+    """
+
+    kind: Literal["score"] = "score"
+    run: Path
+    scorer: str
+    spec: dict[str, Any]
+    temperature: float
+    routing: bool
+    tasks: tuple[Task, ...]

@@ -1,0 +1,158 @@
+"""Record and score: from a plan to parts on disk, doing only what is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mismatch_probe.config.model import Leg
+from mismatch_probe.errors import ConfigError, RunDirectoryError
+from mismatch_probe.stages.events import Watcher
+from mismatch_probe.stages.job import JobPrompt, RolloutJob, ScoreJob, Task
+from mismatch_probe.stages.plan import RunPlan
+from mismatch_probe.stages.process import run_worker
+from mismatch_probe.trace.manifest import new_manifest, redact, responses_hash
+from mismatch_probe.trace.run_directory import RunDirectory
+from mismatch_probe.trace.trace import Trace
+
+REFERENCE_DTYPE = "float32"
+
+
+def begin_manifest(run: RunDirectory, plan: RunPlan, command: str, *, resume: bool) -> None:
+    """Writes the manifest of a new run, or checks that a run to resume is the same run.
+
+    Raises:
+        RunDirectoryError: Model weights or prompts are not those that the run began with.
+    """
+    fresh = new_manifest(plan, command)
+    if not resume:
+        run.write_manifest(fresh)
+        return
+    held = run.read_manifest()
+    for what, path in (("model weights", ("model", "weights_sha256")), ("prompts", ("prompts", "sha256"))):
+        if held[path[0]][path[1]] != fresh[path[0]][path[1]]:
+            raise RunDirectoryError(
+                f"cannot resume {run.path}: the {what} are not those the run began with", hint="run again with --force"
+            )
+    # Legs may be added to a run; whatever was recorded stays.
+    run.write_manifest({**held, "legs": fresh["legs"], "versions": fresh["versions"]})
+
+
+def record(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
+    """Samples responses and takes the other legs of the rollout engine.
+
+    Raises:
+        MismatchProbeError: What the engine raised.
+    """
+    tasks = _missing_tasks(run, plan, plan.rollout_legs())
+    if tasks:
+        config = plan.config
+        job = RolloutJob(
+            run=run.path.resolve(),
+            engine=config.rollout.engine,
+            spec={
+                "model_path": str(plan.rollout_model.path),
+                "dtype": config.rollout.dtype,
+                "max_model_len": plan.max_model_len,
+                "routing": plan.routing,
+                "num_moe_layers": plan.facts.num_moe_layers,
+                "top_k": plan.facts.top_k or 0,
+                "options": config.rollout.options,
+                "trust_remote_code": config.trust_remote_code,
+            },
+            sampling=config.sampling,
+            prompts=tuple(JobPrompt(prompt_id=p.prompt_id, token_ids=p.token_ids, answer=p.answer) for p in plan.prompts.prompts),
+            prompts_per_part=plan.prompts_per_part,
+            reward=plan.prompts.reward,
+            tokenizer_path=plan.prompts.tokenizer_path,
+            tasks=tasks,
+        )
+        facts = run_worker(job, run.log_path("rollout"), _follow(plan, tasks, watcher, config.rollout.engine))
+        _note(run, "rollout", facts)
+    rollout = Trace(run, plan.num_parts).rollout
+    manifest = run.read_manifest()
+    manifest["responses_sha256"] = responses_hash(rollout)
+    manifest["stages"]["record"] = "done"
+    run.write_manifest(manifest)
+
+
+def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
+    """Takes the legs of the training side; `train/reference` with a float32 model of its own.
+
+    Raises:
+        MismatchProbeError: What the scorer raised.
+    """
+    trained = tuple(leg for leg in plan.train_legs() if leg != "train/reference")
+    reference = tuple(leg for leg in plan.train_legs() if leg == "train/reference")
+    for name, legs, dtype in (("train", trained, plan.config.train.dtype), ("reference", reference, REFERENCE_DTYPE)):
+        tasks = _missing_tasks(run, plan, legs)
+        if not tasks:
+            continue
+        if not plan.routing and any(task.leg == "train/replay" for task in tasks):
+            raise ConfigError("train/replay needs recorded routes", hint="record with routing, or leave the leg out")
+        job = ScoreJob(
+            run=run.path.resolve(),
+            scorer=plan.config.train.scorer,
+            spec={
+                "model_path": str(plan.train_model.path),
+                "dtype": dtype,
+                "num_moe_layers": plan.facts.num_moe_layers if plan.routing else 0,
+                "top_k": plan.facts.top_k or 0,
+                "options": plan.config.train.options,
+                "trust_remote_code": plan.config.trust_remote_code,
+            },
+            temperature=plan.config.sampling.temperature,
+            routing=plan.routing,
+            tasks=tasks,
+        )
+        facts = run_worker(job, run.log_path(name), _follow(plan, tasks, watcher, f"{plan.config.train.scorer} {dtype}"))
+        _note(run, name, facts)
+    manifest = run.read_manifest()
+    manifest["stages"]["score"] = "done"
+    run.write_manifest(manifest)
+
+
+def _missing_tasks(run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...]) -> tuple[Task, ...]:
+    tasks = []
+    for leg in legs:
+        path = run.rollout_part if leg == "rollout/decode" else lambda part, leg=leg: run.score_part(leg, part)
+        parts = tuple(part for part in range(plan.num_parts) if not path(part).is_file())
+        if parts:
+            tasks.append(Task(leg=leg, parts=parts))
+    return tuple(tasks)
+
+
+def _follow(
+    plan: RunPlan, tasks: tuple[Task, ...], watcher: Watcher, what: str
+) -> Callable[[dict[str, Any]], None]:
+    """Turns a worker's events into calls of the watcher: legs run one after the other."""
+    parts_left = {task.leg: len(task.parts) for task in tasks}
+    started: set[str] = set()
+
+    def start(leg: str) -> None:
+        if leg not in started:
+            started.add(leg)
+            missing = next(task.parts for task in tasks if task.leg == leg)
+            todo = sum(plan.part_sequences(part) for part in missing)
+            watcher.stage_started(leg, plan.num_sequences, plan.num_sequences - todo, what)
+
+    def on_event(event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "loading":
+                watcher.message(f"starting {what}")
+            case "progress":
+                start(event["leg"])
+                watcher.stage_progress(event["leg"], event["sequences"], event["tokens"])
+            case "part":
+                start(event["leg"])
+                parts_left[event["leg"]] -= 1
+                if not parts_left[event["leg"]]:
+                    watcher.stage_finished(event["leg"])
+
+    return on_event
+
+
+def _note(run: RunDirectory, name: str, facts: dict[str, Any]) -> None:
+    manifest = run.read_manifest()
+    manifest["engines"][name] = {**facts, "options": redact(facts.get("options", {}))}
+    run.write_manifest(manifest)

@@ -1,0 +1,81 @@
+"""The process that holds an engine: reads a job, writes parts, reports events.
+
+Run as `python -m mismatch_probe.stages.worker JOB.json EVENT_FD`. Whatever an engine prints goes to this process's stdout and
+stderr (a log file); events go as JSON lines to their own descriptor, so no engine can garble them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from mismatch_probe.errors import MismatchProbeError
+from mismatch_probe.stages.job import RolloutJob, ScoreJob
+
+_PR_SET_PDEATHSIG = 1
+
+
+class EventWriter:
+    """Sends events to the process that started this one."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Sends one event."""
+        self._file.write(json.dumps({"event": event, **fields}, default=str) + "\n")
+
+    def progress(self, leg: str, sequences: int, tokens: int) -> None:
+        """Sends how much more is done."""
+        self.send("progress", leg=leg, sequences=sequences, tokens=tokens)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a job.
+
+    Returns:
+        0, or 1 after an "error" event.
+    """
+    _die_with_parent()
+    events = EventWriter(int(arguments[1]))
+    try:
+        job: RolloutJob | ScoreJob = TypeAdapter(RolloutJob | ScoreJob).validate_json(Path(arguments[0]).read_text("utf-8"))
+        if isinstance(job, RolloutJob):
+            from mismatch_probe.stages.rollout_work import run_rollout_job
+
+            facts = run_rollout_job(job, events)
+        else:
+            from mismatch_probe.stages.score_work import run_score_job
+
+            facts = run_score_job(job, events)
+        events.send("done", facts=dataclasses.asdict(facts))
+    except MismatchProbeError as error:
+        traceback.print_exc()
+        events.send("error", kind=type(error).__name__, message=error.message, hint=error.hint)
+        return 1
+    except BaseException as error:
+        # The parent shows one line and names the log; the whole story is in the log.
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        events.send("error", kind="crash", message=f"{type(error).__name__}: {lines[0] if lines else ''}", hint=None)
+        return 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to end this process when the parent dies, so that a killed audit leaves no engine behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
