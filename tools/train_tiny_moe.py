@@ -125,7 +125,7 @@ def build_model(tokenizer: Any) -> Any:
 def draw_batches(
     tokenizer: Any, rng: random.Random, tokens: int, terms: tuple[int, int]
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield endless batches (ids, attention mask, labels) of rows of similar length; only replies are labels."""
+    """Yield endless batches (ids, attention mask, labels); rows are of similar length, labels are replies."""
     import torch
 
     while True:

@@ -137,8 +137,9 @@ def _resolve_geometry(
     config: dict[str, Any] = json.loads(_asset(f"geometries/{file}").read_text(encoding="utf-8"))
     depth = int(config["num_hidden_layers"])
     if layers is None:
+        size = checkpoint_bytes(config) / 1e9
         raise ConfigError(
-            f"all {depth} layers of {name} would be {checkpoint_bytes(config) / 1e9:.0f} GB of random weights",
+            f"all {depth} layers of {name} would be {size:.0f} GB of random weights",
             hint=f"pass --layers 2, or give the path or the hub id of the real checkpoint, {hub_id}",
         )
     if not 1 <= layers <= depth:
@@ -174,10 +175,11 @@ def _resolve_hub(name: str) -> ModelSource:
             f"{name!r} is neither a known model name nor a folder, and is {state}",
             hint=f"{known}; it is downloaded only when HF_HUB_OFFLINE is unset",
         )
+    # The hub's HTTP error derives from its HTTP client's, which versions of the library differ in.
+    failures: tuple[type[Exception], ...] = (OSError, HFValidationError, *HfHubHTTPError.__mro__[1:2])
     try:
         fetched = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, HFValidationError, *HfHubHTTPError.__bases__) as error:
-        # The bases bring in the HTTP client's own error, whichever client this version of the hub library uses.
+    except failures as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{name!r} is neither a known model name nor a folder, and cannot be downloaded: {reason}",
