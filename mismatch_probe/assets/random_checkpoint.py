@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -225,6 +226,10 @@ def _write_shards(
     std = float(config["initializer_range"])
     for shard, name in zip(shards, names, strict=True):
         save_file({t.name: _draw(t, std, seed) for t in shard}, folder / name, metadata={"format": "pt"})
+        with (folder / name).open("rb") as written:
+            os.fsync(
+                written.fileno()
+            )  # the record below vouches for sizes, so contents must be on disk first
         done += _shard_bytes(shard)
         if progress is not None:
             progress("random weights", done, total)
