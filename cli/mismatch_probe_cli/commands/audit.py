@@ -1,0 +1,98 @@
+"""`audit`: record, score, measure, judge and report, in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mismatch_probe_cli.options import (
+    ConfigOption,
+    ForceOption,
+    Format,
+    FormatOption,
+    SetOption,
+    command_line,
+)
+
+
+def audit(
+    model_argument: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Known name, folder, or name in the local model cache.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="For a geometry such as qwen3-30b-a3b: layers of random weights to make.")
+    ] = None,
+    rollout: Annotated[str | None, typer.Option(help="Rollout engine; see `mismatch-probe engines`.")] = None,
+    train: Annotated[str | None, typer.Option(help="Training-side scorer; see `mismatch-probe engines`.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts: .jsonl, .parquet or .txt; default: the model's own.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="Use only the first N prompts.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Responses per prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest response, in tokens.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run directory.")] = None,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    force: ForceOption = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Audits an engine pair: samples with the rollout engine, scores the same ids with the trainer, measures and judges.
+
+    Ends with status 0 on pass, 1 on drift over a bar, 2 on an error, 3 when nothing can be concluded.
+
+    **Examples**
+
+    `mismatch-probe audit --out runs/first`
+
+    `mismatch-probe audit Qwen/Qwen3-30B-A3B --prompts math.jsonl --num-prompts 256 --samples 4 --max-tokens 4096`
+
+    `mismatch-probe audit --model qwen3-30b-a3b --layers 2 --num-prompts 4 --max-tokens 16 --out runs/geometry`
+
+    `mismatch-probe audit --out runs/first --resume`
+    """
+    from mismatch_probe.config.load import load_config
+    from mismatch_probe.errors import ConfigError
+    from mismatch_probe.stages.measure import measure_run
+    from mismatch_probe.stages.plan import make_plan
+    from mismatch_probe.stages.record_score import begin_manifest, record, score
+    from mismatch_probe.trace.run_directory import RunDirectory
+    from mismatch_probe_cli.console import ProgressWatcher
+    from mismatch_probe_cli.showing import show_result, write_reports
+
+    if model is not None and model_argument is not None and model != model_argument:
+        raise ConfigError(f"two models: {model_argument!r} and --model {model!r}", hint="give one of them")
+    if resume and force:
+        raise ConfigError("--resume and --force exclude each other", hint="give one of them")
+    overrides = {
+        "model": model or model_argument,
+        "layers": layers,
+        "rollout.engine": rollout,
+        "train.scorer": train,
+        "prompts.source": None if prompts is None else str(prompts),
+        "prompts.num_prompts": num_prompts,
+        "sampling.samples": samples,
+        "sampling.max_tokens": max_tokens,
+        "out": None if out is None else str(out),
+    }
+    base = None
+    if resume:
+        folder = load_config(config, assignments or (), overrides).out
+        base = RunDirectory.open_existing(folder).resume_base()
+    settings = load_config(config, assignments or (), overrides, base)
+    run = RunDirectory(settings.out)
+    run.check_free(force=force, resume=resume)
+    with ProgressWatcher() as watcher:
+        plan = make_plan(settings, watcher)
+        with run.claim(force=force, resume=resume):
+            begin_manifest(run, plan, command_line(), resume=resume)
+            record(run, plan, watcher)
+            score(run, plan, watcher)
+            watcher.message("measuring")
+            result = measure_run(run, settings.bars)
+            files = write_reports(run, result)
+    show_result(result, run, files, output_format)
+    raise typer.Exit(int(result["exit_code"]))

@@ -1,0 +1,117 @@
+"""`record`, `score`, `measure` and `report`: the stages of an audit, each alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mismatch_probe_cli.options import (
+    ConfigOption,
+    ForceOption,
+    Format,
+    FormatOption,
+    RunArgument,
+    SetOption,
+    command_line,
+)
+
+
+def record(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Checkpoint to sample from.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run directory.")] = None,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Samples responses with the rollout engine and takes its legs; `score` goes on from there, here or elsewhere.
+
+    **Examples**
+
+    `mismatch-probe record --model tiny-qwen3-moe --out runs/split`
+
+    `mismatch-probe record --config probe.toml --set sampling.temperature=0.8 --out runs/cool`
+    """
+    from mismatch_probe.config.load import load_config
+    from mismatch_probe.stages.plan import make_plan
+    from mismatch_probe.stages.record_score import begin_manifest
+    from mismatch_probe.stages.record_score import record as record_stage
+    from mismatch_probe.trace.run_directory import RunDirectory
+    from mismatch_probe_cli.console import ProgressWatcher
+
+    settings = load_config(config, assignments or (), {"model": model, "out": None if out is None else str(out)})
+    run = RunDirectory(settings.out)
+    run.check_free(force=force, resume=False)
+    with ProgressWatcher() as watcher:
+        plan = make_plan(settings, watcher)
+        with run.claim(force=force):
+            begin_manifest(run, plan, command_line(), resume=False)
+            record_stage(run, plan, watcher)
+
+
+def score(run_path: RunArgument, assignments: SetOption = None) -> None:
+    """Takes the training-side legs of a recorded run; parts that are there are not done again.
+
+    **Examples**
+
+    `mismatch-probe score runs/split`
+
+    `mismatch-probe score runs/split --set train.options.batch_size=16`
+    """
+    from mismatch_probe.config.load import load_config
+    from mismatch_probe.stages.plan import make_plan
+    from mismatch_probe.stages.record_score import begin_manifest
+    from mismatch_probe.stages.record_score import score as score_stage
+    from mismatch_probe.trace.run_directory import RunDirectory
+    from mismatch_probe_cli.console import ProgressWatcher
+
+    run = RunDirectory.open_existing(run_path)
+    settings = load_config(None, assignments or (), {"out": str(run_path)}, run.resume_base())
+    with ProgressWatcher() as watcher:
+        plan = make_plan(settings, watcher)
+        with run.claim(resume=True):
+            begin_manifest(run, plan, command_line(), resume=True)
+            score_stage(run, plan, watcher)
+
+
+def measure(run_path: RunArgument, assignments: SetOption = None, output_format: FormatOption = Format.text) -> None:
+    """Measures a scored run again and writes result.json; ends with the verdict's status.
+
+    **Examples**
+
+    `mismatch-probe measure runs/first`
+
+    `mismatch-probe measure runs/first --set bars.k3_over_rounding=2 --format json`
+    """
+    from mismatch_probe.config.load import load_config
+    from mismatch_probe.stages.measure import measure_run
+    from mismatch_probe.trace.run_directory import RunDirectory
+    from mismatch_probe_cli.showing import show_result
+
+    run = RunDirectory.open_existing(run_path)
+    settings = load_config(None, assignments or (), {"out": str(run_path)}, run.resume_base())
+    with run.claim(resume=True):
+        result = measure_run(run, settings.bars)
+    show_result(result, run, None, output_format)
+    raise typer.Exit(int(result["exit_code"]))
+
+
+def report(run_path: RunArgument, output_format: FormatOption = Format.text) -> None:
+    """Writes report.html and the figures of a measured run again, and prints the result.
+
+    **Examples**
+
+    `mismatch-probe report runs/first`
+
+    `mismatch-probe report runs/first --format markdown`
+    """
+    from mismatch_probe.result import read_result
+    from mismatch_probe.trace.run_directory import RunDirectory
+    from mismatch_probe_cli.showing import show_result, write_reports
+
+    run = RunDirectory.open_existing(run_path)
+    result = read_result(run.result_path)
+    with run.claim(resume=True):
+        files = write_reports(run, result)
+    show_result(result, run, files, output_format)

@@ -1,0 +1,36 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    text = "text"
+    json = "json"
+    markdown = "markdown"
+
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML file with any of the configuration keys.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one configuration key; may be given several times."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def command_line() -> str:
+    """The command as it can be pasted back."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,77 @@
+"""result.json: turning results into JSON and reading them back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mismatch_probe.errors import RunDirectoryError
+from mismatch_probe.trace.parts import read_json
+
+RESULT_SCHEMA_VERSION = 1
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values of a result: dataclasses become objects, arrays lists, NaN and infinity null.
+
+    A number that cannot be had is null and its object carries the reason; a bare NaN here has lost its reason, so the
+    writers of results must not produce one where a reader would expect a number.
+
+    Args:
+        value: Dataclasses, mappings, sequences, arrays and scalars, nested.
+
+    Raises:
+        TypeError: Something that is none of these.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        # An estimate that was had needs no reason.
+        return {key: item for key, item in fields.items() if key != "reason" or item is not None}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return [to_json(item) for item in value.tolist()]
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        return to_json(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads result.json.
+
+    Raises:
+        RunDirectoryError: It is missing, damaged, or of another version.
+    """
+    if not path.is_file():
+        raise RunDirectoryError(f"{path.parent} has no result yet", hint=f"run: mismatch-probe measure {path.parent}")
+    result = read_json(path)
+    version = result.get("schema_version") if isinstance(result, dict) else None
+    if version != RESULT_SCHEMA_VERSION:
+        raise RunDirectoryError(
+            f"{path} has schema version {version!r}, this version reads {RESULT_SCHEMA_VERSION}",
+            hint=f"run: mismatch-probe measure {path.parent}",
+        )
+    return dict(result)
+
+
+@cache
+def result_schema() -> dict[str, Any]:
+    """The JSON Schema of result.json, as published in docs/."""
+    text = (files("mismatch_probe.assets") / "result.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))

@@ -1,0 +1,234 @@
+"""From a measured result and bars to findings and a verdict. Works on result.json's sections, so a run can be judged again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mismatch_probe.config.bars import Bars
+from mismatch_probe.errors import EXIT_DRIFT, EXIT_INCONCLUSIVE, EXIT_PASS
+from mismatch_probe.findings import Finding, finding
+
+VerdictName = Literal["pass", "drift", "inconclusive"]
+_EXIT_CODES: dict[VerdictName, int] = {"pass": EXIT_PASS, "drift": EXIT_DRIFT, "inconclusive": EXIT_INCONCLUSIVE}
+_ORDER = {"error": 0, "warning": 1, "info": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run comes to.
+
+    Attributes:
+        name: pass, drift or inconclusive.
+        exit_code: Status of the command line.
+        sentence: One plain sentence.
+        findings: Errors first, then warnings, then notes.
+    """
+
+    name: VerdictName
+    exit_code: int
+    sentence: str
+    findings: tuple[Finding, ...]
+
+
+def judge(result: Mapping[str, Any], bars: Bars) -> Verdict:
+    """Holds a result against the bars.
+
+    Args:
+        result: The sections of result.json that the measurement fills.
+        bars: The bars.
+    """
+    findings = [
+        *_data(result),
+        *_token_drift(result, bars),
+        *_tails(result, bars),
+        *_routing(result, bars),
+        *_weights(result, bars),
+    ]
+    short = _too_little(result, bars)
+    name: VerdictName = "drift" if any(item.severity == "error" for item in findings) else "pass"
+    if short is not None:
+        findings.append(short)
+        name = "inconclusive"
+    findings.sort(key=lambda item: (_ORDER[item.severity], item.code))
+    return Verdict(name, _EXIT_CODES[name], _sentence(name, result, findings), tuple(findings))
+
+
+def _value(section: Mapping[str, Any] | None, key: str) -> float | None:
+    """A number of a section, whether it is plain or an estimate; None where it could not be had."""
+    item = (section or {}).get(key)
+    if isinstance(item, Mapping):
+        item = item.get("value")
+    return float(item) if isinstance(item, int | float) else None
+
+
+def _too_little(result: Mapping[str, Any], bars: Bars) -> Finding | None:
+    tokens, prompts = result["token"]["num_tokens"], result["provenance"]["prompts"]["num_prompts"]
+    if tokens < bars.min_tokens:
+        return finding(
+            "MP902", "error", f"{tokens} response tokens, a verdict needs {bars.min_tokens}",
+            observed=tokens, bar=bars.min_tokens, unit="tokens", n=tokens,
+        )  # fmt: skip
+    if prompts < bars.min_prompts:
+        return finding(
+            "MP902", "error", f"{prompts} prompt, a verdict needs {bars.min_prompts}",
+            observed=prompts, bar=bars.min_prompts, unit="prompts", n=prompts,
+        )  # fmt: skip
+    return None
+
+
+def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
+    for check in result["data_quality"]["checks"]:
+        if check["status"] == "fail":
+            severity: Literal["error", "info"] = "info" if check.get("severity") == "info" else "error"
+            yield finding(
+                check["code"], severity, check["detail"], observed=check["observed"], bar=check["bar"],
+                n=result["token"]["num_tokens"],
+            )  # fmt: skip
+    if result["provenance"]["model"].get("is_random"):
+        yield finding("MP903", "info", f"{result['provenance']['model']['name']} was made with random weights")
+    if not result["provenance"].get("has_advantages"):
+        yield finding("MP904", "info", "this run has no rewards, so no advantages")
+
+
+def _token_drift(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
+    token, floor = result["token"], result["legs"]["floor"]
+    k3, n = _value(token, "k3"), token["num_tokens"]
+    if token.get("exact"):
+        yield finding("MP901", "info", "train/forward equals rollout/decode in every bit (EXACT)", observed=0.0, n=n)
+        return
+    yield from _engine_against_itself(result, bars)
+    if k3 is None:
+        return
+    noise = max((v for v in (_value(floor, "repeat_k3"), _value(floor, "decode_prefill_k3")) if v is not None), default=None)
+    rounding = _value(floor, "rounding_k3")
+    candidates = {
+        "the noise of batching": None if noise is None else bars.k3_over_noise * noise,
+        "what rounding does": None if rounding is None else bars.k3_over_rounding * rounding,
+    }
+    known = {name: bar for name, bar in candidates.items() if bar}
+    if known:
+        name, bar = max(known.items(), key=lambda item: item[1])
+        if k3 > bar:
+            yield finding(
+                "MP201", "error", f"token K3 is {k3:.3g} nats, {k3 / bar:.3g} times the bar set by {name}",
+                observed=k3, bar=bar, unit="nats", n=n,
+            )  # fmt: skip
+    else:
+        moe = bool(result["provenance"]["model"].get("num_moe_layers"))
+        bar = bars.k3_moe if moe else bars.k3_dense
+        if k3 > bar:
+            yield finding(
+                "MP202", "error", f"token K3 is {k3:.3g} nats; no floor was measured, published bands end at {bar:g}",
+                observed=k3, bar=bar, unit="nats", n=n,
+            )  # fmt: skip
+    mean_abs = _value(token, "mean_abs_log_ratio")
+    if mean_abs is not None and mean_abs > bars.mean_abs_log_ratio:
+        yield finding(
+            "MP203", "warning", f"the average token differs by {mean_abs:.3g} nats",
+            observed=mean_abs, bar=bars.mean_abs_log_ratio, unit="nats", n=n,
+        )  # fmt: skip
+    for row in token.get("extreme") or []:
+        rate = _value(row, "rate")
+        if row["tau"] == 2 and rate is not None and rate > bars.extreme_rate_2:
+            yield finding(
+                "MP205", "warning", f"{100 * rate:.3g} % of tokens have a probability ratio beyond 2 either way",
+                observed=rate, bar=bars.extreme_rate_2, unit="share of tokens", n=n,
+            )  # fmt: skip
+
+
+def _engine_against_itself(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
+    floor = result["legs"]["floor"]
+    own = _value(floor, "decode_prefill_k3")
+    others = [v for v in (_value(floor, "repeat_k3"), _value(floor, "rounding_k3")) if v]
+    if own is None or not others:
+        return
+    bar = bars.decode_prefill_over_floor * max(others)
+    if own > bar:
+        yield finding(
+            "MP204", "error", f"decode and prefill of the rollout engine differ by K3 {own:.3g} nats",
+            observed=own, bar=bar, unit="nats", n=result["token"]["num_tokens"],
+        )  # fmt: skip
+
+
+def _tails(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
+    sequence = result["sequence"]
+    n, k_hat = sequence["num_sequences"], sequence["k_hat"]
+    if k_hat["state"] == "value" and k_hat["value"] > k_hat["good_k"]:
+        yield finding(
+            "MP301", "warning", f"k-hat of W is {k_hat['value']:.2f} with {n} sequences; up to {k_hat['good_k']:.2f} can be trusted",
+            observed=k_hat["value"], bar=k_hat["good_k"], n=n,
+        )  # fmt: skip
+    elif k_hat["state"] in ("degenerate", "too_few"):
+        yield finding("MP304", "info", f"no k-hat of W: {k_hat['reason']}", n=n)
+    ess = _value(sequence, "ess")
+    if ess is not None and ess < bars.sequence_ess:
+        yield finding(
+            "MP302", "warning", f"plain sequence weights would leave {100 * ess:.3g} % of the {n} sequences effective",
+            observed=ess, bar=bars.sequence_ess, unit="share of sequences", n=n,
+        )  # fmt: skip
+    horizon, longest = _value(sequence.get("length_law"), "horizon_tokens"), _value(sequence, "max_length")
+    if horizon is not None and longest is not None and longest > horizon:
+        yield finding(
+            "MP303", "warning", f"responses reach {longest:.0f} tokens, plain sequence weights carry {horizon:.0f}",
+            observed=longest, bar=horizon, unit="tokens", n=n,
+        )  # fmt: skip
+
+
+def _routing(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
+    routing = result["routing"]
+    if not routing.get("available"):
+        return
+    agreement, n = _value(routing, "set_agreement"), routing["num_tokens"]
+    if agreement is not None and agreement < bars.set_agreement:
+        yield finding(
+            "MP401", "warning", f"{100 * (1 - agreement):.3g} % of routers choose other experts",
+            observed=agreement, bar=bars.set_agreement, unit="share of routers", n=n,
+        )  # fmt: skip
+    explained = _value(routing.get("replay"), "explained")
+    if explained is None:
+        return
+    if explained >= bars.replay_explained:
+        yield finding(
+            "MP402", "info", f"with the rollout's experts the trainer's token K3 falls by {100 * explained:.0f} %",
+            observed=explained, unit="share of K3", n=result["token"]["num_tokens"],
+        )  # fmt: skip
+    else:
+        yield finding(
+            "MP403", "info", f"with the rollout's experts the trainer's token K3 changes by {-100 * explained:+.0f} %",
+            observed=explained, unit="share of K3", n=result["token"]["num_tokens"],
+        )  # fmt: skip
+
+
+def _weights(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
+    for method in ((result["weights"] or {}).get("methods") or {}).values():
+        label = method["label"]
+        ratio = _value(method, "mass_ratio")
+        if ratio is not None and not bars.sign_balance <= ratio <= 1 / bars.sign_balance:
+            yield finding(
+                "MP501", "warning", f"{label} weighs negative advantages {ratio:.3g} times as much as positive ones",
+                observed=ratio, bar=bars.sign_balance, unit="ratio", n=result["sequence"]["num_sequences"],
+            )  # fmt: skip
+        kept = _value(method, "kept_fraction")
+        if kept is not None and kept < bars.kept_fraction:
+            yield finding(
+                "MP502", "warning", f"{label} keeps {100 * kept:.3g} % of the tokens",
+                observed=kept, bar=bars.kept_fraction, unit="share of tokens", n=result["token"]["num_tokens"],
+            )  # fmt: skip
+
+
+def _sentence(name: VerdictName, result: Mapping[str, Any], findings: list[Finding]) -> str:
+    first = next((item for item in findings if item.severity == "error"), None)
+    if name == "inconclusive" and first is not None:
+        shortage = next(item for item in findings if item.code == "MP902")
+        return f"Nothing can be concluded: {shortage.detail}."
+    if first is not None:
+        return f"The two sides drift: {first.title} - {first.detail}."
+    if result["token"].get("exact"):
+        return "Rollout engine and trainer agree in every bit on these tokens."
+    ratio = result["legs"]["floor"].get("total_over_floor")
+    source = result["legs"]["floor"].get("source")
+    held = f", {ratio:.3g} times the floor of {source}" if ratio is not None else ""
+    k3 = _value(result["token"], "k3")
+    return f"Rollout engine and trainer agree within the bars: token K3 is {k3:.3g} nats{held}."
