@@ -1,0 +1,27 @@
+"""Importance-weight corrections: what each would do to a batch whose rollout and training policies disagree.
+
+`get_method(name).coefficients(batch)` gives phi, the coefficient on `A * grad log pi(y_t)`, one per token;
+`.loss(batch)` is the policy loss with exactly that gradient. Everything is worked out in log space; torch is
+imported at first use.
+"""
+
+from mismatch_probe.weights.batch import Batch
+from mismatch_probe.weights.method import GradientView, WeightMethod
+from mismatch_probe.weights.registry import (
+    MethodDescription,
+    available_methods,
+    describe_methods,
+    get_method,
+    register_method,
+)
+
+__all__ = [
+    "Batch",
+    "GradientView",
+    "MethodDescription",
+    "WeightMethod",
+    "available_methods",
+    "describe_methods",
+    "get_method",
+    "register_method",
+]

@@ -1,0 +1,60 @@
+"""From token losses to one number: the ways that trainers use, which weigh response lengths differently."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+from mismatch_probe.errors import ConfigError
+from mismatch_probe.weights.batch import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+
+
+def aggregate(
+    token_loss: torch.Tensor,
+    batch: Batch,
+    aggregation: Aggregation,
+    *,
+    num_tokens: float | None = None,
+    num_sequences: float | None = None,
+    horizon: float | None = None,
+) -> torch.Tensor:
+    """Reduces token losses that are 0 where masked.
+
+    token-mean: sum / tokens. seq-mean-token-mean: mean over sequences of the mean over tokens.
+    seq-mean-token-sum: mean over sequences of the sum. seq-mean-token-sum-norm (Dr. GRPO): that, divided by a
+    constant length. Sequences without a token do not count. An empty batch has loss 0.
+
+    Args:
+        token_loss: In the batch's shape.
+        batch: Offsets and mask.
+        aggregation: One of the ways above.
+        num_tokens: Replaces the count of tokens in token-mean (the global batch's).
+        num_sequences: Replaces the count of sequences in the others.
+        horizon: The constant length; None takes the longest response of the batch.
+
+    Raises:
+        ConfigError: Unknown way, or a count that is not positive.
+    """
+    if aggregation not in get_args(Aggregation):
+        raise ConfigError(
+            f"unknown aggregation {aggregation!r}", hint=f"one of {', '.join(get_args(Aggregation))}"
+        )
+    for name, count in (("num_tokens", num_tokens), ("num_sequences", num_sequences), ("horizon", horizon)):
+        if count is not None and not count > 0:
+            raise ConfigError(f"{name} must be positive, not {count}")
+    flat = token_loss.reshape(-1)
+    ratios = batch.ratios()
+    if aggregation == "token-mean":
+        return flat.sum() / (num_tokens or max(float(ratios.lengths.sum()), 1.0))
+    sums = flat.new_zeros(batch.num_sequences).index_add(0, ratios.segment, flat)
+    lengths = ratios.lengths.to(flat.dtype)
+    count = num_sequences or max(float((lengths > 0).sum()), 1.0)
+    if aggregation == "seq-mean-token-mean":
+        return (sums / lengths.clamp(min=1.0)).sum() / count
+    if aggregation == "seq-mean-token-sum":
+        return sums.sum() / count
+    return sums.sum() / count / (horizon or max(float(lengths.max()), 1.0))

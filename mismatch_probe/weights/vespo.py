@@ -1,0 +1,121 @@
+"""VESPO and its length-normalised ablations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from mismatch_probe.weights.hyperparameters import NOT_NEGATIVE, limits, one_of
+from mismatch_probe.weights.method import GradientView, Level
+from mismatch_probe.weights.ratios import Ratios, bounded_exp, by_sign
+from mismatch_probe.weights.registry import register_method
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOOR = math.log(1e-8)
+_CLAMP = 20.0
+_MIN_RATE = 1e-4
+_LOG_ZERO = -1e6  # stands for log 0 in a sum, where -inf would turn 0 * inf into NaN
+
+
+@register_method
+@dataclass(frozen=True, slots=True)
+class Vespo(GradientView):
+    """VESPO: phi = W^k exp(lambda (1 - W)), W = prod rho_t, with (k, lambda) by the sign of the advantage.
+
+    A >= 0 takes (2, 3), A < 0 takes (3, 2); the sign is that of the first token. phi(1) = 1; phi peaks at W =
+    k / lambda and is not monotone. Source: arXiv 2602.10693 v3 equation 17; FloyedShen/VESPO `core_algos.py`;
+    TRL `vespo_*`. Aggregation: token-mean.
+
+    `reads` says what W contains: pi / mu (fully-async recipe; TRL with vLLM correction) or pi / pi_old (the
+    synchronous scripts, which recompute pi_old: the mismatch is then not in W). Without pi_old both are pi /
+    mu.
+
+    `variant`: "exact" is the formula without clamps; "repo" clamps each log-ratio and log W to +-20 and
+    floors log W at log 1e-8 in the power only; "trl" clamps log W to [log 1e-8, 20]. Both floor lambda at
+    1e-4.
+
+    `is_mode` treats pi_old / mu before it enters W, between `is_min` and `is_max`: TRL's token_truncate
+    (clamped) or token_mask (0 outside). Trap: one masked token puts log 1e-8 = -18.4 into log W and the whole
+    sequence gets nothing.
+    """
+
+    name: ClassVar[str] = "vespo"
+    label: ClassVar[str] = "VESPO"
+    level: ClassVar[Level] = "sequence"
+
+    k_pos: float = field(default=2.0, metadata=NOT_NEGATIVE)
+    lambda_pos: float = field(default=3.0, metadata=NOT_NEGATIVE)
+    k_neg: float = field(default=3.0, metadata=NOT_NEGATIVE)
+    lambda_neg: float = field(default=2.0, metadata=NOT_NEGATIVE)
+    reads: Literal["train/rollout", "train/old"] = field(
+        default="train/rollout", metadata=one_of("train/rollout", "train/old")
+    )
+    variant: Literal["exact", "repo", "trl"] = field(default="exact", metadata=one_of("exact", "repo", "trl"))
+    is_mode: Literal["none", "token_truncate", "token_mask"] = field(
+        default="none", metadata=one_of("none", "token_truncate", "token_mask")
+    )
+    is_max: float | None = field(default=3.0, metadata=limits(optional=True))
+    is_min: float | None = field(default=None, metadata=limits(optional=True))
+
+    def phi(self, ratios: Ratios) -> torch.Tensor:
+        """The kernel of the sequence weight."""
+        log_w = self._normalise(self.log_weight(ratios), ratios.lengths)
+        positive = ratios.sequence_positive()
+        floor = 0.0 if self.variant == "exact" else _MIN_RATE
+        power = by_sign(positive, self.k_pos, self.k_neg)
+        rate = by_sign(positive, max(self.lambda_pos, floor), max(self.lambda_neg, floor))
+        log_power = log_w.clamp(min=_FLOOR) if self.variant == "repo" else log_w
+        exponent = power * log_power - rate * log_w.clamp(max=690.0).expm1()
+        return ratios.spread(bounded_exp(exponent))
+
+    def log_weight(self, ratios: Ratios) -> torch.Tensor:
+        """Log W as this variant sees it, [sequences]."""
+        update = ratios.log_ratio("train/old")
+        clamps = self.variant != "exact"
+        if clamps:
+            update = update.clamp(-_CLAMP, _CLAMP)
+        log_w = ratios.sequence_sum(update)
+        if ratios.old is not None and self.reads == "train/rollout":
+            log_w = log_w + ratios.sequence_sum(self._treated(ratios.log_ratio("old/rollout")))
+        if clamps:
+            log_w = log_w.clamp(_FLOOR if self.variant == "trl" else -_CLAMP, _CLAMP)
+        return log_w
+
+    def _treated(self, log_is: torch.Tensor) -> torch.Tensor:
+        low = _LOG_ZERO if not self.is_min else math.log(self.is_min)
+        high = math.inf if self.is_max is None else math.log(self.is_max)
+        if self.is_mode == "token_truncate":
+            log_is = log_is.clamp(low, high)
+        elif self.is_mode == "token_mask":
+            log_is = log_is.masked_fill((log_is < low) | (log_is > high), _LOG_ZERO)
+        return log_is if self.variant == "exact" else log_is.clamp(_FLOOR, _CLAMP)
+
+    def _normalise(self, log_w: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return log_w
+
+
+@register_method
+@dataclass(frozen=True, slots=True)
+class VespoSqrt(Vespo):
+    """VESPO-sqrt: VESPO of log W / sqrt(T), an ablation (survives, with spikes of the gradient)."""
+
+    name: ClassVar[str] = "vespo_sqrt"
+    label: ClassVar[str] = "VESPO-sqrt"
+
+    def _normalise(self, log_w: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return log_w / lengths.clamp(min=1.0).sqrt()
+
+
+@register_method
+@dataclass(frozen=True, slots=True)
+class VespoLin(Vespo):
+    """VESPO-lin: VESPO of log W / T, an ablation of the paper (collapses; close to no correction at all)."""
+
+    name: ClassVar[str] = "vespo_lin"
+    label: ClassVar[str] = "VESPO-lin"
+
+    def _normalise(self, log_w: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return log_w / lengths.clamp(min=1.0)
