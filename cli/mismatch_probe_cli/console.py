@@ -91,7 +91,7 @@ class ProgressWatcher:
         done[0] += sequences
         done[1] += tokens
         elapsed = time.monotonic() - self._began[stage]
-        rate = f"{done[1] / elapsed:,.0f} tokens/s" if done[1] and elapsed > 0 else ""
+        rate = f"{done[1] / elapsed:,.0f} tokens/s" if done[1] and elapsed > 1 else ""
         if self._progress is not None:
             self._progress.update(self._tasks[stage], completed=done[0], rate=rate)
         elif time.monotonic() - self._last_line > _PLAIN_INTERVAL_S and done[0] < done[2]:

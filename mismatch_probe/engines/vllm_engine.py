@@ -97,6 +97,7 @@ class VllmEngine:
             details={
                 "runner": self._runner,
                 "routing_source": self._routing_source(),
+                "routing_ordered": self._routing_ordered(),
                 "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
                 "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
@@ -191,6 +192,12 @@ class VllmEngine:
         if not self._spec.routing:
             return None
         return "enable_return_routed_experts" if self._native_routing else "router capture hook"
+
+    def _routing_ordered(self) -> bool | None:
+        """Whether routes stand in order of gate weight; None where that is not known."""
+        if not self._spec.routing or self._native_routing:
+            return None
+        return bool(self._llm.collective_rpc("probe_routing_is_ordered")[0])
 
     def _params(
         self,

@@ -1,8 +1,10 @@
 """What runs inside vLLM's worker: capture of routed experts, forced ids, and the temperature of prefill scores.
 
 vLLM instantiates `ProbeExtension` as a mix-in of its own worker class (`worker_extension_cls`), so `self.model_runner` is
-the real runner. Nothing of vLLM is replaced; three of its methods are wrapped on the instance:
+the real runner. Nothing of vLLM is replaced; four of its methods are wrapped on the instance:
 
+* `router._compute_routing`: keeps the gate weights of the step, so that the ids can be put in order of weight (the CPU build
+  lists them in no order at all).
 * `execute_model`: after a step, the experts that each router chose are filed under the request and *position* they belong
   to. Positions, not arrival order: a pre-empted request is computed twice and a chunked prefill in pieces.
 * `sampler.sample`: after vLLM has drawn its token, the row of a request that carries `FORCE_KEY` is overwritten with the id
@@ -51,6 +53,10 @@ class ProbeExtension:
         """Makes prompt log-probabilities those of the sampling distribution until called with (1, 1, 0)."""
         self._prefill = None if (temperature, top_p, top_k) == (1.0, 1.0, 0) else (temperature, top_p, top_k)
 
+    def probe_routing_is_ordered(self) -> bool:
+        """Whether all ids captured so far stand in descending order of gate weight."""
+        return bool(self._ordered)
+
     def probe_take_routing(self) -> dict[int, tuple[bytes, tuple[int, ...]]]:
         """Hands over what was captured since the last call.
 
@@ -94,11 +100,32 @@ class ProbeExtension:
             if hasattr(module, "router") and hasattr(module.router, "set_capture_fn") and hasattr(module, "layer_id")
         ]
         layers = sorted({int(module.layer_id) for module in modules})
+        self._gates: dict[int, Any] = {}
+        self._ordered = all(hasattr(module.router, "_compute_routing") for module in modules)
         for module in modules:
-            index = layers.index(int(module.layer_id))
-            module.router.set_capture_fn(lambda ids, index=index: self._step.__setitem__(index, ids.detach().clone()))
+            self._hook_router(module.router, layers.index(int(module.layer_id)))
         self._num_layers = len(layers)
         return len(layers)
+
+    def _hook_router(self, router: Any, index: int) -> None:
+        compute_routing = getattr(router, "_compute_routing", None)
+
+        def keep_gates(*args: Any, **kwargs: Any) -> Any:
+            weights, ids = compute_routing(*args, **kwargs)
+            self._gates[index] = weights
+            return weights, ids
+
+        def capture(ids: torch.Tensor) -> None:
+            gates = self._gates.pop(index, None)
+            if gates is None or gates.shape != ids.shape:
+                self._ordered = False
+                self._step[index] = ids.detach().clone()
+            else:
+                self._step[index] = ids.gather(-1, gates.argsort(dim=-1, descending=True, stable=True)).detach()
+
+        if compute_routing is not None:
+            router._compute_routing = keep_gates  # noqa: SLF001 - the only place where gate weights are to be had
+        router.set_capture_fn(capture)
 
     def _wrap_execute_model(self) -> None:
         runner = self.model_runner

@@ -127,24 +127,21 @@ def _follow(
 ) -> Callable[[dict[str, Any]], None]:
     """Turns a worker's events into calls of the watcher: legs run one after the other."""
     parts_left = {task.leg: len(task.parts) for task in tasks}
-    started: set[str] = set()
 
     def start(leg: str) -> None:
-        if leg not in started:
-            started.add(leg)
-            missing = next(task.parts for task in tasks if task.leg == leg)
-            todo = sum(plan.part_sequences(part) for part in missing)
-            watcher.stage_started(leg, plan.num_sequences, plan.num_sequences - todo, what)
+        missing = next(task.parts for task in tasks if task.leg == leg)
+        todo = sum(plan.part_sequences(part) for part in missing)
+        watcher.stage_started(leg, plan.num_sequences, plan.num_sequences - todo, what)
 
     def on_event(event: dict[str, Any]) -> None:
         match event["event"]:
             case "loading":
                 watcher.message(f"starting {what}")
-            case "progress":
+            case "leg":
                 start(event["leg"])
+            case "progress":
                 watcher.stage_progress(event["leg"], event["sequences"], event["tokens"])
             case "part":
-                start(event["leg"])
                 parts_left[event["leg"]] -= 1
                 if not parts_left[event["leg"]]:
                     watcher.stage_finished(event["leg"])

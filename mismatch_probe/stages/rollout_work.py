@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,15 @@ def run_rollout_job(job: RolloutJob, events: EventWriter) -> EngineFacts:
     """Starts the engine and does every task of the job."""
     entry = engines.get(job.engine)
     events.send("loading", what=job.engine)
-    engine = entry.item.make(EngineSpec(**{**job.spec, "model_path": job.run.__class__(job.spec["model_path"])}))
+    engine = entry.item.make(EngineSpec(**{**job.spec, "model_path": Path(job.spec["model_path"])}))
     try:
-        facts = engine.facts()
         run = RunDirectory(job.run)
         for task in job.tasks:
+            events.send("leg", leg=task.leg)
             for part in task.parts:
                 _do_part(job, run, engine, task.leg, part, events)
                 events.send("part", leg=task.leg, part=part)
-        return facts
+        return engine.facts()
     finally:
         engine.close()
 

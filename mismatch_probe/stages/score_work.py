@@ -22,6 +22,7 @@ def run_score_job(job: ScoreJob, events: EventWriter) -> ScorerFacts:
         facts = scorer.facts()
         run = RunDirectory(job.run)
         for task in job.tasks:
+            events.send("leg", leg=task.leg)
             # Routes are kept of the leg that training runs; replay repeats the rollout's, the others are controls.
             capture = job.routing and task.leg == "train/forward"
             for part in task.parts:
