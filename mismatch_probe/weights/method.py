@@ -24,6 +24,8 @@ class WeightMethod(Protocol):
         label: How a report calls it.
         level: Whether phi is one number a token, or one a sequence repeated over its tokens.
         aggregation: How the source turns token losses into one number.
+        kept_above: phi above which a token counts as kept: 0 where phi is exactly 0 on what is dropped, 0.01
+            where it only fades.
         reads: Which ratio phi looks at, in words; it decides what the method can see.
     """
 
@@ -31,6 +33,7 @@ class WeightMethod(Protocol):
     label: ClassVar[str]
     level: ClassVar[Level]
     aggregation: ClassVar[Aggregation]
+    kept_above: ClassVar[float]
 
     @property
     def reads(self) -> str:
@@ -67,6 +70,7 @@ class GradientView:
     label: ClassVar[str]
     level: ClassVar[Level] = "token"
     aggregation: ClassVar[Aggregation] = "token-mean"
+    kept_above: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_values(self.name, self)

@@ -28,6 +28,7 @@ class Sapo(GradientView):
 
     name: ClassVar[str] = "sapo"
     label: ClassVar[str] = "SAPO"
+    kept_above: ClassVar[float] = 0.01
 
     tau_pos: float = field(default=1.0, metadata=POSITIVE)
     tau_neg: float = field(default=1.05, metadata=POSITIVE)

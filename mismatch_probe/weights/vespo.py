@@ -45,6 +45,7 @@ class Vespo(GradientView):
     name: ClassVar[str] = "vespo"
     label: ClassVar[str] = "VESPO"
     level: ClassVar[Level] = "sequence"
+    kept_above: ClassVar[float] = 0.01
 
     k_pos: float = field(default=2.0, metadata=NOT_NEGATIVE)
     lambda_pos: float = field(default=3.0, metadata=NOT_NEGATIVE)
