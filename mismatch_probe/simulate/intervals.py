@@ -1,80 +1,66 @@
-"""Intervals of ratios of sums, resampled by prompt."""
+"""Intervals of ratios of sums over entries, resampled by prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.intervals import Scale, Statistic, interval_from_table
 
 FloatArray = npt.NDArray[np.float64]
 
-Statistic = Callable[[FloatArray], FloatArray]
 
-_CHUNK = 4_000_000  # counts held at once: 32 MB
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PromptSums:
-    """Column sums by prompt, and the same sums over bootstrap resamples of the prompts.
+    """Sums of some columns within each prompt.
 
     Attributes:
-        total: [columns].
-        resampled: [resamples, columns].
-        clusters: Number of prompts.
+        columns: By name, float64 [prompts].
+        resamples: Bootstrap resamples of an interval.
+        seed: Of the resampling; the same draws for every statistic.
     """
 
-    total: FloatArray
-    resampled: FloatArray
-    clusters: int
+    columns: dict[str, FloatArray]
+    resamples: int
+    seed: int
 
-    @classmethod
-    def of(cls, table: FloatArray, *, resamples: int, seed: int) -> PromptSums:
-        """Resamples whole prompts.
-
-        A resample draws as many prompts as there are; a statistic that is a function of sums needs no more
-        than the sums over the drawn prompts.
-
-        Args:
-            table: [prompts, columns], sums within each prompt.
-            resamples: How many.
-            seed: Of the generator; the same seed gives the same draws for every method.
-        """
-        prompts = len(table)
-        if prompts < 2:
-            return cls(table.sum(axis=0), np.empty((0, table.shape[1])), prompts)
-        generator = np.random.default_rng(seed)
-        step = max(1, _CHUNK // prompts)
-        pieces = []
-        for begin in range(0, resamples, step):
-            size = min(step, resamples - begin)
-            counts = generator.multinomial(prompts, np.full(prompts, 1.0 / prompts), size=size)
-            pieces.append(counts @ table)
-        return cls(table.sum(axis=0), np.concatenate(pieces), prompts)
-
-    def estimate(self, statistic: Statistic, n: int, *, missing: str) -> Estimate:
-        """Value and 95 % percentile interval.
+    def estimate(
+        self,
+        names: Sequence[str],
+        function: Callable[..., FloatArray],
+        *,
+        n: int,
+        missing: str,
+        highest: float | None = None,
+    ) -> Estimate:
+        """Value and 95 % interval of a function of sums that does not change with their scale.
 
         Args:
-            statistic: From sums [..., columns] to numbers [...], NaN where undefined.
+            names: Columns, in the order that `function` takes them; the first one must not hang on one prompt.
+            function: From one array of sums per column to an array of values; NaN where undefined.
             n: Observations the value rests on.
             missing: The reason, where the value is undefined.
+            highest: A bound that the interval cannot pass (1 for shares).
         """
-        value = float(statistic(self.total))
-        if not np.isfinite(value):
+        table = np.stack([self.columns[name] for name in names], axis=1)
+        scale: Scale = "log" if np.all(table >= 0) else "identity"
+        statistic = Statistic(
+            lambda sums: function(*np.moveaxis(sums, -1, 0)), scale, 0 if scale == "log" else None
+        )
+        # Prompts that add nothing to any column (none of their advantages has the sign) are not part of the sample.
+        table = table[np.any(table != 0, axis=1)]
+        if len(table) == 0:
             return Estimate(None, None, None, n, missing)
-        if self.clusters < 2:
-            return Estimate(value, None, None, n, "an interval needs at least two prompts")
-        draws = statistic(self.resampled)
-        draws = draws[np.isfinite(draws)]
-        # A resample without, say, any negative advantage says nothing; too few others make no interval.
-        if len(draws) < 0.9 * len(self.resampled):
-            return Estimate(value, None, None, n, "too few prompts carry this number for an interval")
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Estimate(value, float(low), float(high), n)
+        made = interval_from_table(table, statistic, n=n, resamples=self.resamples, seed=self.seed)
+        if made.value is None:
+            return replace(made, reason=missing)
+        if highest is not None and made.ci_low is not None and made.ci_high is not None:
+            return replace(made, ci_low=min(made.ci_low, highest), ci_high=min(made.ci_high, highest))
+        return made
 
 
 def quotient(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
@@ -82,3 +68,15 @@ def quotient(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     result = np.full(np.shape(numerator), np.nan)
     np.divide(numerator, denominator, out=result, where=np.asarray(denominator) != 0)
     return result
+
+
+def kish(total: FloatArray, squares: FloatArray, count: FloatArray) -> FloatArray:
+    """Kish effective sample size as a fraction: (sum w)^2 / (n sum w^2)."""
+    return quotient(np.square(total), squares * count)
+
+
+def ratio_of_quotients(
+    top: FloatArray, top_count: FloatArray, bottom: FloatArray, bottom_count: FloatArray
+) -> FloatArray:
+    """(top / top_count) / (bottom / bottom_count), NaN where undefined."""
+    return quotient(quotient(top, top_count), quotient(bottom, bottom_count))

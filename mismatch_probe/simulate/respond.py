@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.simulate.buckets import length_buckets, weight_points
 from mismatch_probe.simulate.curve import weight_curve
-from mismatch_probe.simulate.intervals import PromptSums, quotient
+from mismatch_probe.simulate.intervals import PromptSums, kish, quotient, ratio_of_quotients
 from mismatch_probe.simulate.response import MethodResponse
 
 if TYPE_CHECKING:
@@ -211,26 +211,28 @@ def respond(
         level=method.level,
         reads=method.reads,
         unit="sequences" if method.level == "sequence" else "tokens",
-        mean=sums.estimate(lambda s: quotient(s[..., 1], s[..., 0]), entries, missing="no token"),
+        mean=sums.estimate(("weight", "entries"), quotient, n=entries, missing="no token"),
         ess=sums.estimate(
-            lambda s: quotient(s[..., 2] ** 2, s[..., 0] * s[..., 3]), entries, missing="every weight is 0"
+            ("scaled", "squares", "entries"), kish, n=entries, missing="every weight is 0", highest=1.0
         ),
-        kept_fraction=sums.estimate(lambda s: quotient(s[..., 9], s[..., 8]), tokens, missing="no token"),
+        kept_fraction=sums.estimate(("kept", "tokens"), quotient, n=tokens, missing="no token", highest=1.0),
         kept_above=method.kept_above,
         positive_mass=sums.estimate(
-            lambda s: quotient(s[..., 5], s[..., 4]), int(positive.sum()), missing="no advantage above 0"
+            ("positive_weight", "positive"), quotient, n=int(positive.sum()), missing="no advantage above 0"
         ),
         negative_mass=sums.estimate(
-            lambda s: quotient(s[..., 7], s[..., 6]), int(negative.sum()), missing="no advantage below 0"
+            ("negative_weight", "negative"), quotient, n=int(negative.sum()), missing="no advantage below 0"
         ),
         mass_ratio=sums.estimate(
-            lambda s: quotient(quotient(s[..., 7], s[..., 6]), quotient(s[..., 5], s[..., 4])),
-            entries,
+            ("negative_weight", "negative", "positive_weight", "positive"),
+            ratio_of_quotients,
+            n=entries,
             missing="needs advantages of both signs, and weight above 0 where they are positive",
         ),
         gradient_mass=sums.estimate(
-            lambda s: quotient(s[..., 11], s[..., 10]),
-            tokens,
+            ("gradient", "size"),
+            quotient,
+            n=tokens,
             missing="the run has no advantages" if responses.assumed else "every advantage is 0",
         ),
         max_weight_share=float(entry.max()) / total if total > 0 else 0.0,
@@ -277,25 +279,21 @@ def _prompt_sums(
             responses.clusters[sequences], weights=values.astype(np.float64), minlength=prompts
         ).astype(np.float64)
 
-    ones = np.ones(len(entry))
-    table = np.stack(
-        [
-            by_prompt(sequence, ones),
-            by_prompt(sequence, entry),
-            by_prompt(sequence, scaled),
-            by_prompt(sequence, scaled**2),
-            by_prompt(sequence, positive),
-            by_prompt(sequence, entry * positive),
-            by_prompt(sequence, negative),
-            by_prompt(sequence, entry * negative),
-            by_prompt(inside, np.ones(len(inside))),
-            by_prompt(inside, kept),
-            by_prompt(inside, size),
-            by_prompt(inside, size * phi[responses.mask]),
-        ],
-        axis=1,
-    )
-    return PromptSums.of(table, resamples=resamples, seed=seed)
+    columns = {
+        "entries": by_prompt(sequence, np.ones(len(entry))),
+        "weight": by_prompt(sequence, entry),
+        "scaled": by_prompt(sequence, scaled),
+        "squares": by_prompt(sequence, scaled**2),
+        "positive": by_prompt(sequence, positive),
+        "positive_weight": by_prompt(sequence, entry * positive),
+        "negative": by_prompt(sequence, negative),
+        "negative_weight": by_prompt(sequence, entry * negative),
+        "tokens": by_prompt(inside, np.ones(len(inside))),
+        "kept": by_prompt(inside, kept),
+        "size": by_prompt(inside, size),
+        "gradient": by_prompt(inside, size * phi[responses.mask]),
+    }
+    return PromptSums(columns, resamples, seed)
 
 
 def _sequence_max(responses: Responses, phi: FloatArray) -> FloatArray:

@@ -57,7 +57,7 @@ def test_vespo_keeps_the_signal_that_a_lognormal_population_predicts(case: Any) 
 
 @pytest.mark.parametrize("name", available_methods())
 def test_without_mismatch_nothing_is_lost(name: str) -> None:
-    got = run([[0.0] * 5] * 6, [1.0, -1.0] * 3, methods=[name])[name]
+    got = run([[0.0] * 5] * 20, [1.0, -1.0] * 10, methods=[name])[name]
     weight = 5.0 if name == "luspo" else 1.0
     for estimate, value in (
         (got.mean, weight),
@@ -162,7 +162,7 @@ def test_extreme_weights_give_numbers_and_json(recwarn: pytest.WarningsRecorder)
 
 def test_one_prompt_has_a_value_and_no_interval_and_no_signs_have_reasons() -> None:
     got = simulate_methods([-1.0], [-1.1], [0, 1], [0], [2.0])["vespo"]
-    assert got.mean.value is not None and got.mean.ci_low is None and "two prompts" in got.mean.reason
+    assert got.mean.value is not None and got.mean.ci_low is None and "an interval needs" in got.mean.reason
     assert got.negative_mass.value is None and "below 0" in got.negative_mass.reason
     assert got.mass_ratio.value is None and got.mass_ratio.reason
 
