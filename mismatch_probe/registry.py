@@ -87,4 +87,6 @@ class Registry(Generic[T]):
             try:
                 point.load()
             except Exception:  # a broken third-party package must not take the others down
-                logger.warning("could not load %s %r from %s", self._kind, point.name, point.value, exc_info=True)
+                logger.warning(
+                    "could not load %s %r from %s", self._kind, point.name, point.value, exc_info=True
+                )

@@ -59,7 +59,9 @@ def read_result(path: Path) -> dict[str, Any]:
         RunDirectoryError: It is missing, damaged, or of another version.
     """
     if not path.is_file():
-        raise RunDirectoryError(f"{path.parent} has no result yet", hint=f"run: mismatch-probe measure {path.parent}")
+        raise RunDirectoryError(
+            f"{path.parent} has no result yet", hint=f"run: mismatch-probe measure {path.parent}"
+        )
     result = read_json(path)
     version = result.get("schema_version") if isinstance(result, dict) else None
     if version != RESULT_SCHEMA_VERSION:

@@ -1,4 +1,4 @@
-"""From a measured result and bars to findings and a verdict. Works on result.json's sections, so a run can be judged again."""
+"""From a measured result and bars to findings and a verdict; reads result.json's sections, so a run can be judged again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from mismatch_probe.errors import EXIT_DRIFT, EXIT_INCONCLUSIVE, EXIT_PASS
 from mismatch_probe.findings import Finding, finding
 
 VerdictName = Literal["pass", "drift", "inconclusive"]
-_EXIT_CODES: dict[VerdictName, int] = {"pass": EXIT_PASS, "drift": EXIT_DRIFT, "inconclusive": EXIT_INCONCLUSIVE}
+_EXIT_CODES: dict[VerdictName, int] = {
+    "pass": EXIT_PASS,
+    "drift": EXIT_DRIFT,
+    "inconclusive": EXIT_INCONCLUSIVE,
+}
+NOT_INVALIDATING = frozenset({"MP108", "MP109"})
+"""Checks whose failure is worth a line but does not put the numbers in doubt."""
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -81,13 +87,15 @@ def _too_little(result: Mapping[str, Any], bars: Bars) -> Finding | None:
 def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
     for check in result["data_quality"]["checks"]:
         if check["status"] == "fail":
-            severity: Literal["error", "info"] = "info" if check.get("severity") == "info" else "error"
+            severity: Literal["error", "info"] = "info" if check["code"] in NOT_INVALIDATING else "error"
             yield finding(
                 check["code"], severity, check["detail"], observed=check["observed"], bar=check["bar"],
                 n=result["token"]["num_tokens"],
             )  # fmt: skip
     if result["provenance"]["model"].get("is_random"):
-        yield finding("MP903", "info", f"{result['provenance']['model']['name']} was made with random weights")
+        yield finding(
+            "MP903", "info", f"{result['provenance']['model']['name']} was made with random weights"
+        )
     if not result["provenance"].get("has_advantages"):
         yield finding("MP904", "info", "this run has no rewards, so no advantages")
 
@@ -96,12 +104,17 @@ def _token_drift(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
     token, floor = result["token"], result["legs"]["floor"]
     k3, n = _value(token, "k3"), token["num_tokens"]
     if token.get("exact"):
-        yield finding("MP901", "info", "train/forward equals rollout/decode in every bit (EXACT)", observed=0.0, n=n)
+        yield finding(
+            "MP901", "info", "train/forward equals rollout/decode in every bit (EXACT)", observed=0.0, n=n
+        )
         return
     yield from _engine_against_itself(result, bars)
     if k3 is None:
         return
-    noise = max((v for v in (_value(floor, "repeat_k3"), _value(floor, "decode_prefill_k3")) if v is not None), default=None)
+    noise = max(
+        (v for v in (_value(floor, "repeat_k3"), _value(floor, "decode_prefill_k3")) if v is not None),
+        default=None,
+    )
     rounding = _value(floor, "rounding_k3")
     candidates = {
         "the noise of batching": None if noise is None else bars.k3_over_noise * noise,
@@ -157,7 +170,7 @@ def _tails(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
     n, k_hat = sequence["num_sequences"], sequence["k_hat"]
     if k_hat["state"] == "value" and k_hat["value"] > k_hat["good_k"]:
         yield finding(
-            "MP301", "warning", f"k-hat of W is {k_hat['value']:.2f} with {n} sequences; up to {k_hat['good_k']:.2f} can be trusted",
+            "MP301", "warning", f"k-hat of W is {k_hat['value']:.2f}; with {n} sequences {k_hat['good_k']:.2f} is the most",
             observed=k_hat["value"], bar=k_hat["good_k"], n=n,
         )  # fmt: skip
     elif k_hat["state"] in ("degenerate", "too_few"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -53,7 +53,7 @@ class ProgressWatcher:
         self._began: dict[str, float] = {}
         self._last_line = 0.0
 
-    def __enter__(self) -> ProgressWatcher:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -83,7 +83,9 @@ class ProgressWatcher:
             )
         else:
             held = f", {done_sequences} done before" if done_sequences else ""
-            self._console.print(f"{stage}: {total_sequences} sequences{held} ({clean(detail)})", soft_wrap=True)
+            self._console.print(
+                f"{stage}: {total_sequences} sequences{held} ({clean(detail)})", soft_wrap=True
+            )
 
     def stage_progress(self, stage: str, sequences: int, tokens: int) -> None:
         """So many more are done."""

@@ -20,11 +20,14 @@ class Format(StrEnum):
 
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML file with any of the configuration keys.")
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="TOML file with any of the configuration keys."),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one configuration key; may be given several times."),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Set one configuration key; may be given several times."
+    ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -22,7 +22,9 @@ def write_reports(run: RunDirectory, result: dict[str, Any]) -> ReportFiles:
     return write_report(result, run.path)
 
 
-def show_result(result: dict[str, Any], run: RunDirectory, files: ReportFiles | None, output_format: Format) -> None:
+def show_result(
+    result: dict[str, Any], run: RunDirectory, files: ReportFiles | None, output_format: Format
+) -> None:
     """Prints a result to stdout and says on stderr where the report is."""
     if output_format is Format.json:
         typer.echo(json.dumps(result, indent=1, ensure_ascii=False))

@@ -59,7 +59,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, separator, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()
     if not separator or not key:
-        raise ConfigError(f"--set {text!r} has no key=value", hint="write it as --set sampling.temperature=0.7")
+        raise ConfigError(
+            f"--set {text!r} has no key=value", hint="write it as --set sampling.temperature=0.7"
+        )
     try:
         return key, tomllib.loads(f"value = {raw}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -80,12 +82,18 @@ def known_keys(model: type[BaseModel] = ProbeConfig, prefix: str = "") -> list[s
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path} is too large for a configuration", hint="a config file is a few lines of TOML")
+            raise ConfigError(
+                f"{path} is too large for a configuration", hint="a config file is a few lines of TOML"
+            )
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"config file {path} does not exist", hint="check the path after --config") from error
+        raise ConfigError(
+            f"config file {path} does not exist", hint="check the path after --config"
+        ) from error
     except IsADirectoryError as error:
-        raise ConfigError(f"{path} is a folder, not a config file", hint="give the TOML file itself") from error
+        raise ConfigError(
+            f"{path} is a folder, not a config file", hint="give the TOML file itself"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -116,12 +124,17 @@ def _explain(error: ValidationError) -> ConfigError:
     location = tuple(str(part) for part in first["loc"])
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        choices = [known for known in known_keys() if not any(known.startswith(".".join(f) + ".") for f in _FREE_FORM)]
+        choices = [
+            known
+            for known in known_keys()
+            if not any(known.startswith(".".join(f) + ".") for f in _FREE_FORM)
+        ]
         nearest = difflib.get_close_matches(key, choices, n=1, cutoff=0.4) or difflib.get_close_matches(
             location[-1], [choice.rsplit(".", 1)[-1] for choice in choices], n=1
         )
         return ConfigError(
-            f"unknown key {key!r}", hint=f"did you mean {nearest[0]!r}?" if nearest else "see the docs for all keys"
+            f"unknown key {key!r}",
+            hint=f"did you mean {nearest[0]!r}?" if nearest else "see the docs for all keys",
         )
     message = str(first["msg"]).removeprefix("Value error, ")
     given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"

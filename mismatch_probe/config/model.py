@@ -78,12 +78,12 @@ class SamplingConfig(_Section):
         seed: Base seed; response i uses seed + i.
     """
 
-    temperature: float = Field(1.0, gt=0, le=10)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(-1, ge=-1)
-    max_tokens: int = Field(256, ge=1)
-    samples: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0)
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=-1, ge=-1)
+    max_tokens: int = Field(default=256, ge=1)
+    samples: int = Field(default=4, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("top_k")
     @classmethod
@@ -103,9 +103,9 @@ class PromptConfig(_Section):
     """
 
     source: str | None = None
-    num_prompts: int | None = Field(None, ge=1)
+    num_prompts: int | None = Field(default=None, ge=1)
     chat_template: bool = False
-    random_length: int = Field(24, ge=1)
+    random_length: int = Field(default=24, ge=1)
     reward: str | None = None
 
 
@@ -128,16 +128,16 @@ class ProbeConfig(_Section):
     """
 
     model: str = "tiny-qwen3-moe"
-    layers: int | None = Field(None, ge=1)
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    prompts: PromptConfig = Field(default_factory=PromptConfig)
+    layers: int | None = Field(default=None, ge=1)
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    prompts: PromptConfig = PromptConfig()
     legs: tuple[Leg, ...] = DEFAULT_LEGS
     routing: bool | None = None
     bars: dict[str, Any] = Field(default_factory=dict)
     out: Path = Path("runs/audit")
-    part_sequences: int = Field(64, ge=1)
+    part_sequences: int = Field(default=64, ge=1)
     trust_remote_code: bool = False
 
     @model_validator(mode="after")

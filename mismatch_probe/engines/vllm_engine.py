@@ -26,7 +26,13 @@ from mismatch_probe.errors import CaptureError, ConfigError, EngineUnavailableEr
 
 LOGPROBS_MODE = "processed_logprobs"
 _EXTENSION = "mismatch_probe.engines.vllm_extension.ProbeExtension"
-_FIXED_OPTIONS = ("model", "worker_extension_cls", "logprobs_mode", "skip_tokenizer_init", "trust_remote_code")
+_FIXED_OPTIONS = (
+    "model",
+    "worker_extension_cls",
+    "logprobs_mode",
+    "skip_tokenizer_init",
+    "trust_remote_code",
+)
 
 
 class VllmEngine:
@@ -45,7 +51,8 @@ class VllmEngine:
         for key in _FIXED_OPTIONS:
             if key in spec.options:
                 raise ConfigError(
-                    f"rollout.options.{key} cannot be set: the probe sets it itself", hint=f"remove rollout.options.{key}"
+                    f"rollout.options.{key} cannot be set: the probe sets it itself",
+                    hint=f"remove rollout.options.{key}",
                 )
         # In-process scheduling makes offline runs repeatable (vLLM's reproducibility notes); the user's own choice wins.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -75,12 +82,14 @@ class VllmEngine:
             )
         self._llm = _start(vllm, spec, self._options)
         self._version = str(vllm.__version__)
-        found = self._llm.collective_rpc("probe_install", args=(spec.routing and not self._native_routing,))[0]
+        found = self._llm.collective_rpc("probe_install", args=(spec.routing and not self._native_routing,))[
+            0
+        ]
         self._can_force = bool(found["sampler"])
         self._runner = str(found["runner"])
         if spec.routing and not self._native_routing and found["num_moe_layers"] != spec.num_moe_layers:
             raise CaptureError(
-                f"the routers of {found['num_moe_layers']} MoE layers could be hooked, but the model has {spec.num_moe_layers}",
+                f"{found['num_moe_layers']} of the model's {spec.num_moe_layers} MoE layers have a router that can be hooked",
                 hint="audit without routing (--set routing=false) and report this model's architecture",
             )
 
@@ -110,7 +119,8 @@ class VllmEngine:
     ) -> list[SampledSequence]:
         """See `RolloutEngine.sample`."""
         params = [
-            self._params(sampling, seed=request.seed, extra={SEQUENCE_KEY: request.sequence_id}) for request in requests
+            self._params(sampling, seed=request.seed, extra={SEQUENCE_KEY: request.sequence_id})
+            for request in requests
         ]
         outputs = self._generate([request.prompt_token_ids for request in requests], params, progress)
         hooked = self._take_hooked_routes()
@@ -126,7 +136,9 @@ class VllmEngine:
                     response_token_ids=ids,
                     logprobs=_sampled_logprobs(completion, request.sequence_id),
                     finish_reason=str(completion.finish_reason),
-                    routing=self._checked_routes(routes, num_fed, request.sequence_id) if self._spec.routing else None,
+                    routing=self._checked_routes(routes, num_fed, request.sequence_id)
+                    if self._spec.routing
+                    else None,
                 )
             )
         return sequences
@@ -178,7 +190,9 @@ class VllmEngine:
         scored = []
         for sequence, output in zip(sequences, outputs, strict=True):
             if list(output.outputs[0].token_ids) != list(sequence.response_token_ids):
-                raise CaptureError(f"sequence {sequence.sequence_id}: vLLM did not return the ids that were forced")
+                raise CaptureError(
+                    f"sequence {sequence.sequence_id}: vLLM did not return the ids that were forced"
+                )
             scored.append(_sampled_logprobs(output.outputs[0], sequence.sequence_id))
         return scored
 
@@ -222,7 +236,9 @@ class VllmEngine:
             extra_args=extra,
         )
 
-    def _generate(self, prompts: Sequence[Sequence[int]], params: list[Any], progress: ProgressCallback) -> list[Any]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], params: list[Any], progress: ProgressCallback
+    ) -> list[Any]:
         from vllm.inputs import TokensPrompt
 
         inputs = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
@@ -234,7 +250,8 @@ class VllmEngine:
             return {}
         taken = self._llm.collective_rpc("probe_take_routing")[0]
         return {
-            int(sequence): np.frombuffer(raw, dtype=np.int16).reshape(shape) for sequence, (raw, shape) in taken.items()
+            int(sequence): np.frombuffer(raw, dtype=np.int16).reshape(shape)
+            for sequence, (raw, shape) in taken.items()
         }
 
     def _checked_routes(
@@ -244,7 +261,9 @@ class VllmEngine:
         hint = "audit without routing (--set routing=false), or turn off what skips tokens (prefix caching, graphs)"
         if routes is None or routes.shape[0] < num_fed:
             got = 0 if routes is None else routes.shape[0]
-            raise CaptureError(f"sequence {sequence_id}: routes of {got} of {num_fed} tokens were captured", hint=hint)
+            raise CaptureError(
+                f"sequence {sequence_id}: routes of {got} of {num_fed} tokens were captured", hint=hint
+            )
         routes = routes[:num_fed]
         if routes.shape[1:] != (self._spec.num_moe_layers, self._spec.top_k):
             raise CaptureError(
@@ -253,7 +272,9 @@ class VllmEngine:
                 hint=hint,
             )
         if (routes < 0).any():
-            raise CaptureError(f"sequence {sequence_id}: {int((routes < 0).sum())} routes are missing", hint=hint)
+            raise CaptureError(
+                f"sequence {sequence_id}: {int((routes < 0).sum())} routes are missing", hint=hint
+            )
         return routes.astype(np.int16)
 
 
@@ -306,19 +327,23 @@ def _start(vllm: Any, spec: EngineSpec, options: dict[str, Any]) -> Any:
     except TypeError as error:
         if "unexpected keyword argument" in str(error):
             raise ConfigError(
-                f"vLLM does not know an option: {error}", hint="check rollout.options.*; they go to vllm.LLM as they are"
+                f"vLLM does not know an option: {error}",
+                hint="check rollout.options.*; they go to vllm.LLM as they are",
             ) from error
         raise
     except ValueError as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineUnavailableError(
-            f"vLLM refused to start: {first}", hint="change rollout.options.* or the model; the whole message is in the log"
+            f"vLLM refused to start: {first}",
+            hint="change rollout.options.* or the model; the whole message is in the log",
         ) from error
 
 
 def _sampled_logprobs(completion: Any, sequence_id: int) -> npt.NDArray[np.float32]:
     if completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids):
-        raise CaptureError(f"sequence {sequence_id}: vLLM returned no log-probability for some sampled tokens")
+        raise CaptureError(
+            f"sequence {sequence_id}: vLLM returned no log-probability for some sampled tokens"
+        )
     values = [
         at[token].logprob if token in at else math.nan
         for token, at in zip(completion.token_ids, completion.logprobs, strict=True)
@@ -340,17 +365,22 @@ def _progress_bar(progress: ProgressCallback) -> Callable[..., Any]:
     """A stand-in for tqdm that vLLM drives and that reports finished sequences to us."""
     from tqdm import tqdm
 
-    class ProgressTqdm(tqdm):  # type: ignore[type-arg]
+    class ProgressTqdm(tqdm):
+        """Counts finished sequences and draws nothing."""
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
             self.n = 0
 
         @property
         def format_dict(self) -> dict[str, Any]:
-            return {**super().format_dict, "elapsed": 1.0}  # vLLM divides by it
+            """vLLM divides by the elapsed time, which a disabled bar does not keep."""
+            return {**super().format_dict, "elapsed": 1.0}
 
         def update(self, n: float | None = 1) -> None:
-            self.n += n or 0
-            progress(int(n or 0), 0)
+            """Called once for each finished sequence."""
+            finished = int(n or 0)
+            self.n += finished
+            progress(finished, 0)
 
     return ProgressTqdm

@@ -29,6 +29,12 @@ class ProbeExtension:
     """Mix-in of vLLM's worker; its methods are reached through `collective_rpc`."""
 
     model_runner: Any
+    _prefill: tuple[float, float, int] | None = None
+    _routes: dict[int, Any]
+    _step: dict[int, Any]
+    _gates: dict[int, Any]
+    _ordered: bool
+    _num_layers: int
 
     def probe_install(self, capture_routing: bool) -> dict[str, Any]:
         """Wraps the runner and says what was found.
@@ -70,7 +76,6 @@ class ProbeExtension:
     def _wrap_sampler(self, sampler: Any) -> None:
         runner = self.model_runner
         sample, compute_logprobs = sampler.sample, sampler.compute_logprobs
-        self._prefill: tuple[float, float, int] | None = None
 
         def forced_sample(logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             sampled, logprobs = sample(logits, *args, **kwargs)
@@ -92,15 +97,17 @@ class ProbeExtension:
         sampler.compute_logprobs = scaled_logprobs
 
     def _hook_routers(self) -> int:
-        self._routes: dict[int, Any] = {}
-        self._step: dict[int, Any] = {}
+        self._routes = {}
+        self._step = {}
         modules = [
             module
             for module in self.model_runner.model.modules()
-            if hasattr(module, "router") and hasattr(module.router, "set_capture_fn") and hasattr(module, "layer_id")
+            if hasattr(module, "router")
+            and hasattr(module.router, "set_capture_fn")
+            and hasattr(module, "layer_id")
         ]
         layers = sorted({int(module.layer_id) for module in modules})
-        self._gates: dict[int, Any] = {}
+        self._gates = {}
         self._ordered = all(hasattr(module.router, "_compute_routing") for module in modules)
         for module in modules:
             self._hook_router(module.router, layers.index(int(module.layer_id)))
@@ -111,6 +118,7 @@ class ProbeExtension:
         compute_routing = getattr(router, "_compute_routing", None)
 
         def keep_gates(*args: Any, **kwargs: Any) -> Any:
+            assert compute_routing is not None  # noqa: S101 - installed only where there is one
             weights, ids = compute_routing(*args, **kwargs)
             self._gates[index] = weights
             return weights, ids
@@ -121,7 +129,9 @@ class ProbeExtension:
                 self._ordered = False
                 self._step[index] = ids.detach().clone()
             else:
-                self._step[index] = ids.gather(-1, gates.argsort(dim=-1, descending=True, stable=True)).detach()
+                self._step[index] = ids.gather(
+                    -1, gates.argsort(dim=-1, descending=True, stable=True)
+                ).detach()
 
         if compute_routing is not None:
             router._compute_routing = keep_gates  # noqa: SLF001 - the only place where gate weights are to be had

@@ -54,7 +54,11 @@ def broken_media_packages() -> list[BrokenPackage]:
         if importlib.util.find_spec(name) is None:
             continue
         run = subprocess.run(  # noqa: S603 - our own interpreter, a fixed list of names
-            [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            [sys.executable, "-c", f"import {name}"],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
         )
         if run.returncode != 0:
             lines = run.stderr.strip().splitlines()

@@ -107,14 +107,18 @@ def load_prompts(config: PromptConfig, model: ModelSource, facts: ModelFacts, *,
     prompts = tuple(_tokenize(raw, config, model))
     _check(prompts, facts, path.name)
     if reward is not None and any(prompt.answer is None for prompt in prompts):
-        raise ConfigError(f"the reward {reward!r} needs an answer for every prompt", hint="add the column answer")
+        raise ConfigError(
+            f"the reward {reward!r} needs an answer for every prompt", hint="add the column answer"
+        )
     shown = str(path) if config.source is not None else f"comes with {model.name}"
     return PromptSet(shown, prompts, reward, model.path if reward is not None else None)
 
 
 def _read(path: Path) -> list[_RawPrompt]:
     if path.suffix not in _READERS:
-        raise ConfigError(f"{path.name}: prompts are read from {', '.join(_READERS)}", hint="convert the file")
+        raise ConfigError(
+            f"{path.name}: prompts are read from {', '.join(_READERS)}", hint="convert the file"
+        )
     if not path.is_file():
         raise ConfigError(f"prompt file {path} does not exist", hint="check the path after --prompts")
     try:
@@ -140,7 +144,9 @@ def _json_line(line: str, index: int, path: Path) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path.name} line {index + 1} is not JSON: {error}", hint="one JSON object a line") from error
+        raise ConfigError(
+            f"{path.name} line {index + 1} is not JSON: {error}", hint="one JSON object a line"
+        ) from error
 
 
 def _from_row(row: Any, index: int, path: Path) -> _RawPrompt:
@@ -152,7 +158,8 @@ def _from_row(row: Any, index: int, path: Path) -> _RawPrompt:
     prompt = row.get("prompt", row.get("messages", row.get("question")))
     if ids is None and not isinstance(prompt, str | list):
         raise ConfigError(
-            f"{path.name} row {index + 1} has no prompt", hint="columns: prompt (text or messages) or prompt_token_ids"
+            f"{path.name} row {index + 1} has no prompt",
+            hint="columns: prompt (text or messages) or prompt_token_ids",
         )
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise ConfigError(f"{path.name} row {index + 1}: prompt_token_ids must be a list of whole numbers")
@@ -187,15 +194,20 @@ def _encoder(model: ModelSource, *, chat: bool) -> Callable[[_RawPrompt], list[i
         tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{model.name} has no tokenizer that can be loaded", hint="give prompts as ids: column prompt_token_ids"
+            f"{model.name} has no tokenizer that can be loaded",
+            hint="give prompts as ids: column prompt_token_ids",
         ) from error
 
     def encode(item: _RawPrompt) -> list[int]:
         if item.messages is not None or chat:
             if not getattr(tokenizer, "chat_template", None):
-                raise ConfigError(f"{model.name} has no chat template", hint="set prompts.chat_template=false, give text")
+                raise ConfigError(
+                    f"{model.name} has no chat template", hint="set prompts.chat_template=false, give text"
+                )
             messages = item.messages or [{"role": "user", "content": item.text}]
-            encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+            encoded = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
             return list(encoded["input_ids"])
         return list(tokenizer(item.text)["input_ids"])
 
@@ -206,10 +218,14 @@ def _check(prompts: Sequence[Prompt], facts: ModelFacts, name: str) -> None:
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.prompt_id in seen:
-            raise ConfigError(f"{name}: prompt id {prompt.prompt_id!r} occurs twice", hint="ids must be unique")
+            raise ConfigError(
+                f"{name}: prompt id {prompt.prompt_id!r} occurs twice", hint="ids must be unique"
+            )
         seen.add(prompt.prompt_id)
         if not prompt.token_ids:
-            raise ConfigError(f"{name}: prompt {prompt.prompt_id!r} is empty", hint="remove it or write a prompt")
+            raise ConfigError(
+                f"{name}: prompt {prompt.prompt_id!r} is empty", hint="remove it or write a prompt"
+            )
         highest, lowest = max(prompt.token_ids), min(prompt.token_ids)
         if highest >= facts.vocab_size or lowest < 0:
             wrong = highest if highest >= facts.vocab_size else lowest
@@ -232,7 +248,7 @@ def check_lengths(prompts: PromptSet, *, max_tokens: int, max_positions: int | N
     if max_positions is not None and needed > max_positions:
         longest = max(prompts.prompts, key=lambda prompt: len(prompt.token_ids))
         raise ConfigError(
-            f"prompt {longest.prompt_id!r} has {prompts.longest} tokens; with {max_tokens} response tokens that is more than "
+            f"prompt {longest.prompt_id!r} has {prompts.longest} tokens; with {max_tokens} response tokens that is over "
             f"the {max_positions} positions of the model",
             hint=f"set sampling.max_tokens to at most {max(max_positions - prompts.longest - 1, 0)} or shorten the prompt",
         )

@@ -51,7 +51,8 @@ class RouteComparison:
     @property
     def flipped_layers(self) -> IntArray:
         """int64 [tokens]; in how many layers the sets differ."""
-        return self.flipped.sum(axis=1, dtype=np.int64)
+        count: IntArray = self.flipped.sum(axis=1, dtype=np.int64)
+        return count
 
     @property
     def jaccard(self) -> FloatArray:
@@ -113,5 +114,8 @@ def flips_before(flipped_layers: IntArray, prompt_lengths: IntArray, response_le
     """
     fed = prompt_lengths + response_lengths - 1
     starts = np.concatenate([[0], np.cumsum(fed)[:-1]]) + prompt_lengths - 1
-    offsets = np.arange(response_lengths.sum()) - np.repeat(np.cumsum(response_lengths) - response_lengths, response_lengths)
-    return flipped_layers[np.repeat(starts, response_lengths) + offsets]
+    offsets = np.arange(response_lengths.sum()) - np.repeat(
+        np.cumsum(response_lengths) - response_lengths, response_lengths
+    )
+    charged: IntArray = flipped_layers[np.repeat(starts, response_lengths) + offsets]
+    return charged

@@ -66,7 +66,9 @@ class TransformersScorer:
         torch, transformers = _import_transformers()
         device = self._options.device
         if device == "auto":
-            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            accelerator = (
+                torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            )
             device = accelerator.type if accelerator is not None else "cpu"
         self._device = torch.device(device)
         self._spec = spec
@@ -120,7 +122,9 @@ class TransformersScorer:
         progress: ProgressCallback,
     ) -> list[ScoredSequence]:
         """See `Scorer.score`."""
-        if (capture_routing or any(request.routing is not None for request in requests)) and self._hooks is None:
+        if (
+            capture_routing or any(request.routing is not None for request in requests)
+        ) and self._hooks is None:
             raise ConfigError("this model has no experts to capture or replay", hint="leave out train/replay")
         size = self._options.batch_size if batching == "forward" else self._options.repeat_batch_size
         scored: list[ScoredSequence] = []
@@ -178,7 +182,10 @@ class TransformersScorer:
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = self._model(
-            input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False, return_dict=True
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            use_cache=False,
+            return_dict=True,
         )
         logits: torch.Tensor = output.logits
         return logits
@@ -188,7 +195,9 @@ class TransformersScorer:
 
         if all(request.routing is None for request in batch):
             return None
-        forced = torch.full((len(batch), width, self._spec.num_moe_layers, self._spec.top_k), -1, dtype=torch.long)
+        forced = torch.full(
+            (len(batch), width, self._spec.num_moe_layers, self._spec.top_k), -1, dtype=torch.long
+        )
         for index, request in enumerate(batch):
             if request.routing is not None:
                 forced[index, : len(request.routing)] = torch.from_numpy(request.routing.astype(np.int64))
@@ -228,11 +237,15 @@ def transformers_capabilities() -> ScorerCapabilities:
 
     if importlib.util.find_spec("transformers") is None:
         reason = "transformers is not installed"
-        return ScorerCapabilities(False, False, False, dict.fromkeys(("scoring", "routing", "replay"), reason))
+        return ScorerCapabilities(
+            False, False, False, dict.fromkeys(("scoring", "routing", "replay"), reason)
+        )
     return ScorerCapabilities(scoring=True, routing=True, replay=True)
 
 
-@register_scorer("transformers", summary="transformers forward, padded batches", capabilities=transformers_capabilities)
+@register_scorer(
+    "transformers", summary="transformers forward, padded batches", capabilities=transformers_capabilities
+)
 def make_transformers_scorer(spec: ScorerSpec) -> TransformersScorer:
     """Loads the model."""
     return TransformersScorer(spec)

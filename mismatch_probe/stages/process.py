@@ -17,7 +17,9 @@ from mismatch_probe.stages.job import RolloutJob, ScoreJob
 
 _GRACE_S = 20
 _KINDS: dict[str, type[MismatchProbeError]] = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MismatchProbeError)
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, MismatchProbeError)
 }
 
 

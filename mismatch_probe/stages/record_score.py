@@ -32,7 +32,8 @@ def begin_manifest(run: RunDirectory, plan: RunPlan, command: str, *, resume: bo
     for what, path in (("model weights", ("model", "weights_sha256")), ("prompts", ("prompts", "sha256"))):
         if held[path[0]][path[1]] != fresh[path[0]][path[1]]:
             raise RunDirectoryError(
-                f"cannot resume {run.path}: the {what} are not those the run began with", hint="run again with --force"
+                f"cannot resume {run.path}: the {what} are not those the run began with",
+                hint="run again with --force",
             )
     # Legs may be added to a run; whatever was recorded stays.
     run.write_manifest({**held, "legs": fresh["legs"], "versions": fresh["versions"]})
@@ -61,7 +62,10 @@ def record(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
                 "trust_remote_code": config.trust_remote_code,
             },
             sampling=config.sampling,
-            prompts=tuple(JobPrompt(prompt_id=p.prompt_id, token_ids=p.token_ids, answer=p.answer) for p in plan.prompts.prompts),
+            prompts=tuple(
+                JobPrompt(prompt_id=p.prompt_id, token_ids=p.token_ids, answer=p.answer)
+                for p in plan.prompts.prompts
+            ),
             prompts_per_part=plan.prompts_per_part,
             reward=plan.prompts.reward,
             tokenizer_path=plan.prompts.tokenizer_path,
@@ -84,12 +88,17 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
     """
     trained = tuple(leg for leg in plan.train_legs() if leg != "train/reference")
     reference = tuple(leg for leg in plan.train_legs() if leg == "train/reference")
-    for name, legs, dtype in (("train", trained, plan.config.train.dtype), ("reference", reference, REFERENCE_DTYPE)):
+    for name, legs, dtype in (
+        ("train", trained, plan.config.train.dtype),
+        ("reference", reference, REFERENCE_DTYPE),
+    ):
         tasks = _missing_tasks(run, plan, legs)
         if not tasks:
             continue
         if not plan.routing and any(task.leg == "train/replay" for task in tasks):
-            raise ConfigError("train/replay needs recorded routes", hint="record with routing, or leave the leg out")
+            raise ConfigError(
+                "train/replay needs recorded routes", hint="record with routing, or leave the leg out"
+            )
         job = ScoreJob(
             run=run.path.resolve(),
             scorer=plan.config.train.scorer,
@@ -105,7 +114,9 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
             routing=plan.routing,
             tasks=tasks,
         )
-        facts = run_worker(job, run.log_path(name), _follow(plan, tasks, watcher, f"{plan.config.train.scorer} {dtype}"))
+        facts = run_worker(
+            job, run.log_path(name), _follow(plan, tasks, watcher, f"{plan.config.train.scorer} {dtype}")
+        )
         _note(run, name, facts)
     manifest = run.read_manifest()
     manifest["stages"]["score"] = "done"
@@ -115,7 +126,9 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
 def _missing_tasks(run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...]) -> tuple[Task, ...]:
     tasks = []
     for leg in legs:
-        path = run.rollout_part if leg == "rollout/decode" else lambda part, leg=leg: run.score_part(leg, part)
+        path = (
+            run.rollout_part if leg == "rollout/decode" else lambda part, leg=leg: run.score_part(leg, part)
+        )
         parts = tuple(part for part in range(plan.num_parts) if not path(part).is_file())
         if parts:
             tasks.append(Task(leg=leg, parts=parts))

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mismatch_probe.engines.protocol import EngineFacts, EngineSpec, FixedSequence, PromptRequest, RolloutEngine
+from mismatch_probe.engines.protocol import (
+    EngineFacts,
+    EngineSpec,
+    FixedSequence,
+    PromptRequest,
+    RolloutEngine,
+)
 from mismatch_probe.engines.registry import engines
 from mismatch_probe.stages.job import JobPrompt, RolloutJob
 from mismatch_probe.stages.worker import EventWriter
@@ -68,7 +74,9 @@ def _sample_part(
     ]
     sampled = engine.sample(requests, job.sampling, progress)
     events.progress("rollout/decode", 0, sum(len(sequence.response_token_ids) for sequence in sampled))
-    rewards, advantages = _rewards(job, [prompt for _, _, prompt in rows], [s.response_token_ids for s in sampled])
+    rewards, advantages = _rewards(
+        job, [prompt for _, _, prompt in rows], [s.response_token_ids for s in sampled]
+    )
     import pyarrow as pa
 
     columns: dict[str, Any] = {
@@ -122,7 +130,12 @@ def read_sequences(run: RunDirectory, part: int) -> list[FixedSequence]:
 
 
 def write_scores(
-    run: RunDirectory, leg: str, part: int, sequence_ids: list[int], logprobs: list[Any], entropy: list[Any] | None
+    run: RunDirectory,
+    leg: str,
+    part: int,
+    sequence_ids: list[int],
+    logprobs: list[Any],
+    entropy: list[Any] | None,
 ) -> None:
     """Writes what one leg scored of one part."""
     import pyarrow as pa

@@ -59,7 +59,9 @@ def routing_section(
         "mean_flipped_layers": _mean(flips.astype(np.float64), token_clusters),
         "flipped_layers_histogram": np.bincount(flips, minlength=compared.num_layers + 1),
         "log_ratio_by_flips": _by_flips(trace, flips),
-        "top1_reason": None if ordered else "the rollout engine does not list its experts in order of gate weight",
+        "top1_reason": None
+        if ordered
+        else "the rollout engine does not list its experts in order of gate weight",
         "completeness": {"tokens": compared.num_tokens, "missing": int(compared.missing.any(axis=1).sum())},
         "replay": _replay(trace, legs),
     }
@@ -97,7 +99,9 @@ def _replay(trace: Trace, legs: Sequence[str]) -> dict[str, Any]:
     forward = token_k3(trace.logprobs("train/forward") - rollout.logprobs)
     replay = token_k3(trace.logprobs("train/replay") - rollout.logprobs)
     token_clusters = np.repeat(rollout.prompt_index, rollout.lengths)
-    explained = cluster_bootstrap(np.stack([replay, forward], axis=1), token_clusters, statistic=_EXPLAINED_SHARE)
+    explained = cluster_bootstrap(
+        np.stack([replay, forward], axis=1), token_clusters, statistic=_EXPLAINED_SHARE
+    )
     note = None
     if explained.value is not None and explained.value < 0:
         note = "with the rollout's experts the trainer is further from the rollout than with its own"

@@ -53,6 +53,8 @@ def _requests(run: RunDirectory, part: int, *, replay: bool) -> list[ScoreReques
         return [ScoreRequest(s.sequence_id, s.prompt_token_ids, s.response_token_ids) for s in sequences]
     experts, offsets, _ = read_routing(run.routing_part("rollout/decode", part))
     return [
-        ScoreRequest(s.sequence_id, s.prompt_token_ids, s.response_token_ids, experts[offsets[i] : offsets[i + 1]])
+        ScoreRequest(
+            s.sequence_id, s.prompt_token_ids, s.response_token_ids, experts[offsets[i] : offsets[i + 1]]
+        )
         for i, s in enumerate(sequences)
     ]

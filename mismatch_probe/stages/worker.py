@@ -1,7 +1,7 @@
 """The process that holds an engine: reads a job, writes parts, reports events.
 
-Run as `python -m mismatch_probe.stages.worker JOB.json EVENT_FD`. Whatever an engine prints goes to this process's stdout and
-stderr (a log file); events go as JSON lines to their own descriptor, so no engine can garble them.
+Run as `python -m mismatch_probe.stages.worker JOB.json EVENT_FD`. Whatever an engine prints goes to this process's stdout
+and stderr (a log file); events go as JSON lines to their own descriptor, so no engine can garble them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     events = EventWriter(int(arguments[1]))
     try:
-        job: RolloutJob | ScoreJob = TypeAdapter(RolloutJob | ScoreJob).validate_json(Path(arguments[0]).read_text("utf-8"))
+        job: RolloutJob | ScoreJob = TypeAdapter(RolloutJob | ScoreJob).validate_json(
+            Path(arguments[0]).read_text("utf-8")
+        )
         if isinstance(job, RolloutJob):
             from mismatch_probe.stages.rollout_work import run_rollout_job
 
@@ -66,7 +68,9 @@ def main(arguments: list[str]) -> int:
         # The parent shows one line and names the log; the whole story is in the log.
         traceback.print_exc()
         lines = str(error).strip().splitlines()
-        events.send("error", kind="crash", message=f"{type(error).__name__}: {lines[0] if lines else ''}", hint=None)
+        events.send(
+            "error", kind="crash", message=f"{type(error).__name__}: {lines[0] if lines else ''}", hint=None
+        )
         return 1
     return 0
 

@@ -33,7 +33,9 @@ def new_manifest(plan: RunPlan, command: str) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "tool_version": __version__,
-        "run_id": hashlib.sha256(f"{datetime.now(UTC).isoformat()}{plan.prompts.sha256}".encode()).hexdigest()[:16],
+        "run_id": hashlib.sha256(
+            f"{datetime.now(UTC).isoformat()}{plan.prompts.sha256}".encode()
+        ).hexdigest()[:16],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "config": config,
@@ -82,6 +84,8 @@ def responses_hash(rollout: Rollout) -> str:
 def redact(options: dict[str, Any]) -> dict[str, Any]:
     """Options as they may be written down: values of keys that name a secret are replaced."""
     return {
-        key: "<redacted>" if any(word == part for word in _SECRET_WORDS for part in key.lower().split("_")) else value
+        key: "<redacted>"
+        if any(word == part for word in _SECRET_WORDS for part in key.lower().split("_"))
+        else value
         for key, value in options.items()
     }

@@ -46,7 +46,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically; NaN and infinity are refused, they are no JSON."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def read_json(path: Path) -> Any:
@@ -60,7 +69,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise RunDirectoryError(f"{path} is damaged: {error}", hint="run the stage that writes it again") from error
+        raise RunDirectoryError(
+            f"{path} is damaged: {error}", hint="run the stage that writes it again"
+        ) from error
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -93,7 +104,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         return pq.read_table(path).select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise RunDirectoryError(f"{path} is damaged or of another version: {error}", hint="record or score it again") from error
+        raise RunDirectoryError(
+            f"{path} is damaged or of another version: {error}", hint="record or score it again"
+        ) from error
 
 
 def write_routing(path: Path, experts: list[npt.NDArray[np.int16]], sequence_ids: list[int]) -> None:

@@ -41,7 +41,9 @@ class RunDirectory:
         """
         run = cls(path)
         if not path.is_dir():
-            raise RunDirectoryError(f"run directory {path} does not exist", hint="check the path, or run an audit into it")
+            raise RunDirectoryError(
+                f"run directory {path} does not exist", hint="check the path, or run an audit into it"
+            )
         if not run.manifest_path.is_file():
             raise RunDirectoryError(f"{path} is not a run directory: it has no {_MANIFEST}")
         run.read_manifest()
@@ -122,13 +124,15 @@ class RunDirectory:
             raise RunDirectoryError(f"nothing to resume in {self.path}", hint="leave out --resume")
         if has_run and not resume and not force:
             raise RunDirectoryError(
-                f"{self.path} already holds a run", hint="use --resume to go on, --force to replace it, or another --out"
+                f"{self.path} already holds a run",
+                hint="use --resume to go on, --force to replace it, or another --out",
             )
         if self.path.is_dir() and not has_run:
             foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in (*_OURS, _LOCK))
             if foreign:
                 raise RunDirectoryError(
-                    f"{self.path} holds files that are not a run ({foreign[0]}, ...)", hint="give an empty or new --out"
+                    f"{self.path} holds files that are not a run ({foreign[0]}, ...)",
+                    hint="give an empty or new --out",
                 )
 
     @contextmanager
@@ -149,7 +153,9 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
-            raise RunDirectoryError(f"cannot write into {self.path}: {error.strerror}", hint="give another --out") from error
+            raise RunDirectoryError(
+                f"cannot write into {self.path}: {error.strerror}", hint="give another --out"
+            ) from error
         try:
             self._lock(lock)
             # Again, now that nobody else can change it.
@@ -169,7 +175,8 @@ class RunDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunDirectoryError(
-                f"{self.path} is in use by another mismatch-probe process", hint="wait for it, or give another --out"
+                f"{self.path} is in use by another mismatch-probe process",
+                hint="wait for it, or give another --out",
             ) from error
 
     def _clear(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +84,9 @@ class Trace:
         if not np.array_equal(offsets, logprob_offsets):
             raise RunDirectoryError("some sequences have more or fewer rollout log-probabilities than tokens")
         if response_tokens.size == 0:
-            raise InconclusiveError("not one response token was sampled", hint="check prompts and stop tokens")
+            raise InconclusiveError(
+                "not one response token was sampled", hint="check prompts and stop tokens"
+            )
         names = table["prompt_id"].to_pylist()
         order = {name: index for index, name in enumerate(dict.fromkeys(names))}
         return Rollout(
@@ -108,17 +111,32 @@ class Trace:
         """
         if leg == "rollout/decode":
             return self.rollout.logprobs
-        parts = []
-        for index in range(self._num_parts):
-            table = read_table(self._run.score_part(leg, index), score_schema()).combine_chunks()
-            parts.append((table["sequence_id"].to_numpy(), *_flatten(table["logprobs"])))
+        tables = self._score_tables(leg)
+        parts = [(table["sequence_id"].to_numpy(), *_flatten(table["logprobs"])) for table in tables]
         ids = np.concatenate([part[0] for part in parts])
         lengths = np.concatenate([np.diff(part[2]) for part in parts])
-        if not np.array_equal(ids, self.rollout.sequence_id) or not np.array_equal(lengths, self.rollout.lengths):
+        if not np.array_equal(ids, self.rollout.sequence_id) or not np.array_equal(
+            lengths, self.rollout.lengths
+        ):
             raise InconclusiveError(
-                f"the leg {leg} does not line up with the sampled sequences", hint="score it again into a fresh run"
+                f"the leg {leg} does not line up with the sampled sequences",
+                hint="score it again into a fresh run",
             )
         return np.concatenate([part[1] for part in parts]).astype(np.float64)
+
+    def entropy(self, leg: str) -> FloatArray | None:
+        """One leg's next-token entropies in nats, float64 flat, or None where the leg does not give them."""
+        columns = [table["entropy"] for table in self._score_tables(leg)]
+        if any(column.null_count for column in columns):
+            return None
+        values = np.concatenate([_flatten(column)[0] for column in columns]).astype(np.float64)
+        return values if values.size == self.rollout.offsets[-1] else None
+
+    def _score_tables(self, leg: str) -> list[Any]:
+        tables = [
+            read_table(self._run.score_part(leg, index), score_schema()) for index in range(self._num_parts)
+        ]
+        return [table.combine_chunks() for table in tables]
 
     def routes(self, leg: str) -> tuple[npt.NDArray[np.int16], IntArray]:
         """The experts one leg used: int16 [fed tokens, MoE layers, top_k] and offsets int64 [sequences + 1].
@@ -131,7 +149,9 @@ class Trace:
         lengths = np.concatenate([np.diff(part[1]) for part in parts])
         expected = np.diff(self.rollout.prompt_offsets) + self.rollout.lengths - 1
         if not np.array_equal(ids, self.rollout.sequence_id) or not np.array_equal(lengths, expected):
-            raise InconclusiveError(f"the routes of {leg} do not cover every fed token", hint="record the run again")
+            raise InconclusiveError(
+                f"the routes of {leg} do not cover every fed token", hint="record the run again"
+            )
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return np.concatenate([part[0] for part in parts]), offsets
 

@@ -22,10 +22,15 @@ assert not found, found
 VERBS = ["audit", "record", "score", "measure", "report", "export", "doctor", "explain", "methods", "engines"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["explain", "MP201"], *([verb, "--help"] for verb in VERBS)])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["explain", "MP201"], *([verb, "--help"] for verb in VERBS)]
+)
 def test_nothing_heavy_is_imported(arguments):
     run = subprocess.run(
-        [sys.executable, "-c", CODE.format(arguments=arguments, heavy=HEAVY)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CODE.format(arguments=arguments, heavy=HEAVY)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -33,7 +38,10 @@ def test_nothing_heavy_is_imported(arguments):
 def test_every_verb_shows_two_examples():
     for verb in VERBS:
         run = subprocess.run(
-            [sys.executable, "-m", "mismatch_probe_cli", verb, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "mismatch_probe_cli", verb, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert "Examples" in run.stdout
         assert run.stdout.count(f"mismatch-probe {verb}") >= 2, verb

@@ -19,16 +19,21 @@ from mismatch_probe_cli.options import (
 
 def audit(
     model_argument: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Known name, folder, or name in the local model cache.")
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Known name, folder, or name in the local model cache."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
     layers: Annotated[
-        int | None, typer.Option(help="For a geometry such as qwen3-30b-a3b: layers of random weights to make.")
+        int | None,
+        typer.Option(help="For a geometry such as qwen3-30b-a3b: layers of random weights to make."),
     ] = None,
     rollout: Annotated[str | None, typer.Option(help="Rollout engine; see `mismatch-probe engines`.")] = None,
-    train: Annotated[str | None, typer.Option(help="Training-side scorer; see `mismatch-probe engines`.")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Training-side scorer; see `mismatch-probe engines`.")
+    ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts: .jsonl, .parquet or .txt; default: the model's own.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts: .jsonl, .parquet or .txt; default: the model's own."),
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(help="Use only the first N prompts.")] = None,
     samples: Annotated[int | None, typer.Option(help="Responses per prompt.")] = None,

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 
-def explain(code: Annotated[str, typer.Argument(help="A finding's code, such as MP201; `all` lists them.")]) -> None:
+def explain(
+    code: Annotated[str, typer.Argument(help="A finding's code, such as MP201; `all` lists them.")],
+) -> None:
     """Says what a finding's code means and what to do.
 
     **Examples**
@@ -28,7 +30,8 @@ def explain(code: Annotated[str, typer.Argument(help="A finding's code, such as 
     if name not in CATALOGUE:
         nearest = difflib.get_close_matches(name, CATALOGUE, n=1)
         raise ConfigError(
-            f"unknown code {code!r}", hint=f"did you mean {nearest[0]}?" if nearest else "mismatch-probe explain all"
+            f"unknown code {code!r}",
+            hint=f"did you mean {nearest[0]}?" if nearest else "mismatch-probe explain all",
         )
     entry = CATALOGUE[name]
     typer.echo(f"{name}  {entry.title}\n\n{entry.meaning}\n\nWhat to do: {entry.advice}")
@@ -65,7 +68,11 @@ def engines() -> None:
 
     for engine in rollout_engines:
         capabilities = engine.item.capabilities()
-        given = [name for name in ("sampling", "prefill_scoring", "forced_decode", "routing") if getattr(capabilities, name)]
+        given = [
+            name
+            for name in ("sampling", "prefill_scoring", "forced_decode", "routing")
+            if getattr(capabilities, name)
+        ]
         reason = next(iter(capabilities.reason.values()), "")
         typer.echo(f"rollout  {engine.name:<14} {engine.summary}: {', '.join(given) or reason}")
     for scorer in scorers:

@@ -25,7 +25,11 @@ def doctor(
 
     `mismatch-probe doctor --model runs/policy-step-100 --train-model checkpoints/step-100`
     """
-    from mismatch_probe.preflight.environment import broken_media_packages, package_versions, uninstall_command
+    from mismatch_probe.preflight.environment import (
+        broken_media_packages,
+        package_versions,
+        uninstall_command,
+    )
 
     broken = False
     for name, version in package_versions().items():
@@ -37,7 +41,9 @@ def doctor(
     if media:
         typer.echo(f"  they break transformers and vLLM and are not needed: {uninstall_command(media)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    typer.echo(f"machine          {cores} cores, {_memory()}, {shutil.disk_usage('.').free / 1e9:.0f} GB free here")
+    typer.echo(
+        f"machine          {cores} cores, {_memory()}, {shutil.disk_usage('.').free / 1e9:.0f} GB free here"
+    )
     if not media:
         broken = _devices() or broken
     from mismatch_probe_cli.commands.catalogues import engines
@@ -65,7 +71,9 @@ def _devices() -> bool:
         return True
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
-        typer.echo(f"accelerator      {torch.accelerator.device_count()} x {kind.type if kind else 'unknown'}")
+        typer.echo(
+            f"accelerator      {torch.accelerator.device_count()} x {kind.type if kind else 'unknown'}"
+        )
     else:
         typer.echo("accelerator      none: engines run on the CPU")
     return False
@@ -79,7 +87,9 @@ def _show_model(model: str, train_model: str | None) -> None:
     source = resolve_model(model)
     facts = read_model_facts(source.path)
     experts = f", {facts.num_experts} experts, top-{facts.top_k}" if facts.is_moe else ", dense"
-    typer.echo(f"model            {facts.architecture}, {facts.num_layers} layers{experts}, vocabulary {facts.vocab_size}")
+    typer.echo(
+        f"model            {facts.architecture}, {facts.num_layers} layers{experts}, vocabulary {facts.vocab_size}"
+    )
     if train_model is not None:
         differences = config_differences(source.path, resolve_model(train_model).path)
         for item in differences:

@@ -13,7 +13,9 @@ from mismatch_probe_cli.options import ForceOption, RunArgument
 def export(
     run_path: RunArgument,
     to: Annotated[str, typer.Option("--to", help="Framework: trl or verl.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here instead of to stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here instead of to stdout.")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Writes the training config that fits what was measured; every value's comment names the measurement that set it.
@@ -29,7 +31,7 @@ def export(
     from mismatch_probe.errors import ConfigError
     from mismatch_probe.export import export_config
     from mismatch_probe.result import read_result
-    from mismatch_probe.trace.parts import write_atomically
+    from mismatch_probe.trace.parts import write_text
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.console import clean, stderr
 
@@ -41,7 +43,9 @@ def export(
         if out.exists() and not force:
             raise ConfigError(f"{out} exists", hint="--force replaces it")
         if not out.parent.is_dir():
-            raise ConfigError(f"the folder {out.parent} does not exist", hint="make it, or give another --out")
-        write_atomically(out, lambda path: path.write_text(exported.text, encoding="utf-8") and None)
+            raise ConfigError(
+                f"the folder {out.parent} does not exist", hint="make it, or give another --out"
+            )
+        write_text(out, exported.text)
     for note in exported.notes:
         stderr().print(f"[dim]note:[/] {clean(note)}", soft_wrap=True)

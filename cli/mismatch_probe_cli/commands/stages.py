@@ -40,7 +40,9 @@ def record(
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.console import ProgressWatcher
 
-    settings = load_config(config, assignments or (), {"model": model, "out": None if out is None else str(out)})
+    settings = load_config(
+        config, assignments or (), {"model": model, "out": None if out is None else str(out)}
+    )
     run = RunDirectory(settings.out)
     run.check_free(force=force, resume=False)
     with ProgressWatcher() as watcher:
@@ -75,7 +77,9 @@ def score(run_path: RunArgument, assignments: SetOption = None) -> None:
             score_stage(run, plan, watcher)
 
 
-def measure(run_path: RunArgument, assignments: SetOption = None, output_format: FormatOption = Format.text) -> None:
+def measure(
+    run_path: RunArgument, assignments: SetOption = None, output_format: FormatOption = Format.text
+) -> None:
     """Measures a scored run again and writes result.json; ends with the verdict's status.
 
     **Examples**

@@ -8,8 +8,15 @@ from mismatch_probe.errors import ConfigError
 def test_later_sources_win(tmp_path):
     file = tmp_path / "probe.toml"
     file.write_text('model = "a"\n[sampling]\ntemperature = 0.5\nseed = 7\n')
-    config = load_config(file, ["sampling.temperature=0.9"], {"sampling.temperature": 0.7, "model": None}, {"layers": 3})
-    assert (config.model, config.sampling.temperature, config.sampling.seed, config.layers) == ("a", 0.9, 7, 3)
+    config = load_config(
+        file, ["sampling.temperature=0.9"], {"sampling.temperature": 0.7, "model": None}, {"layers": 3}
+    )
+    assert (config.model, config.sampling.temperature, config.sampling.seed, config.layers) == (
+        "a",
+        0.9,
+        7,
+        3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +46,11 @@ def test_an_assignment_without_key_or_value_is_refused(text):
 
 @pytest.mark.parametrize(
     ("assignment", "nearest"),
-    [("samplin.temperature=1", "sampling"), ("sampling.temprature=1", "sampling.temperature"), ("mdel=x", "model")],
+    [
+        ("samplin.temperature=1", "sampling"),
+        ("sampling.temprature=1", "sampling.temperature"),
+        ("mdel=x", "model"),
+    ],
 )
 def test_an_unknown_key_names_the_nearest(assignment, nearest):
     with pytest.raises(ConfigError) as caught:

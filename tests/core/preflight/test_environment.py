@@ -34,7 +34,9 @@ def test_a_broken_package_is_named_with_its_mend():
 
 @pytest.mark.usefixtures("broken_torchvision")
 def test_a_failed_import_is_explained_by_what_broke_it():
-    error = environment.explain_import_failure("transformers", RuntimeError("operator torchvision::nms does not exist"))
+    error = environment.explain_import_failure(
+        "transformers", RuntimeError("operator torchvision::nms does not exist")
+    )
     assert "transformers" in error.message
     assert "torchvision" in error.message
     assert "uninstall" in (error.hint or "")

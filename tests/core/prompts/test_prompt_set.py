@@ -15,7 +15,9 @@ FACTS = read_model_facts(MODEL.path)
 
 
 def load(path=None, **fields):
-    return load_prompts(PromptConfig(source=None if path is None else str(path), **fields), MODEL, FACTS, seed=0)
+    return load_prompts(
+        PromptConfig(source=None if path is None else str(path), **fields), MODEL, FACTS, seed=0
+    )
 
 
 def test_the_model_brings_its_own_prompts_with_answers():
@@ -28,7 +30,9 @@ def test_the_model_brings_its_own_prompts_with_answers():
 def test_the_hash_is_of_the_ids_in_order(tmp_path):
     def hash_of(rows):
         path = tmp_path / "p.jsonl"
-        path.write_text("\n".join(json.dumps({"prompt_id": str(i), "prompt_token_ids": r}) for i, r in enumerate(rows)))
+        path.write_text(
+            "\n".join(json.dumps({"prompt_id": str(i), "prompt_token_ids": r}) for i, r in enumerate(rows))
+        )
         return load(path).sha256
 
     assert hash_of([[1, 2], [3]]) == hash_of([[1, 2], [3]])
@@ -41,7 +45,9 @@ def test_jsonl_text_and_parquet_give_the_same_ids(tmp_path):
     (tmp_path / "p.txt").write_text("\n".join(lines) + "\n\n")
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": line}) for line in lines))
     pq.write_table(pa.table({"prompt": lines}), tmp_path / "p.parquet")
-    ids = [[p.token_ids for p in load(tmp_path / f"p.{kind}").prompts] for kind in ("txt", "jsonl", "parquet")]
+    ids = [
+        [p.token_ids for p in load(tmp_path / f"p.{kind}").prompts] for kind in ("txt", "jsonl", "parquet")
+    ]
     assert ids[0] == ids[1] == ids[2]
 
 

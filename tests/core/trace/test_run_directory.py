@@ -46,7 +46,9 @@ def test_a_failed_write_keeps_what_was_there(tmp_path):
 
 
 def test_parts_come_back_as_written(tmp_path):
-    table = pa.table({"sequence_id": [1, 2], "logprobs": [[-0.5], []], "entropy": [None, None]}, schema=score_schema())
+    table = pa.table(
+        {"sequence_id": [1, 2], "logprobs": [[-0.5], []], "entropy": [None, None]}, schema=score_schema()
+    )
     write_table(tmp_path / part_name(0, "parquet"), table)
     assert read_table(tmp_path / "part-00000.parquet", score_schema()).equals(table)
     routes = [np.arange(12, dtype=np.int16).reshape(2, 2, 3), np.zeros((0, 2, 3), np.int16)]
@@ -131,7 +133,10 @@ def test_two_writers_exclude_each_other(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         assert other.stdout is not None
@@ -170,5 +175,8 @@ def test_what_was_not_set_stays_a_default_on_resume(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_file_in_the_way_is_a_clear_error(tmp_path, resume):
     (tmp_path / "run").write_text("")
-    with pytest.raises(RunDirectoryError, match="is a file"), RunDirectory(tmp_path / "run").claim(resume=resume):
+    with (
+        pytest.raises(RunDirectoryError, match="is a file"),
+        RunDirectory(tmp_path / "run").claim(resume=resume),
+    ):
         pass

