@@ -1,0 +1,198 @@
+"""What the report shows of the drift of whole sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from mismatch_probe.errors import ConfigError
+from mismatch_probe.stats.buckets import SequenceAt, worst_sequences
+from mismatch_probe.stats.clusters import design_effect
+from mismatch_probe.stats.effective_size import effective_sample_size
+from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.kl import chi2
+from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
+from mismatch_probe.stats.length_law import LengthLaw, length_law
+from mismatch_probe.stats.means import (
+    effective_fraction,
+    sequence_expm1_mean,
+    sequence_mean,
+    shifted,
+    standard_deviation,
+)
+from mismatch_probe.stats.pareto import ParetoK, pareto_k
+from mismatch_probe.stats.tails import LEVELS, quantiles
+
+MAX_SCATTER = 2000
+HISTOGRAM_BINS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Quantiles `values` at `levels`."""
+
+    levels: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogWeightSummary:
+    """log W of sequences, nats; `std` with n - 1."""
+
+    mean: Estimate
+    std: Estimate
+    quantiles: Quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """At most 2000 sequences, chosen evenly over the sequences ordered by length."""
+
+    length: tuple[int, ...]
+    log_weight: tuple[float, ...]
+    advantage: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts between `edges`, outermost edges included."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSummary:
+    """Drift of whole sequences. Section `sequence` of the result.
+
+    Sequences without tokens have log W = 0 and are counted in `num_empty` but not in anything else.
+
+    Attributes:
+        num_sequences: Sequences with tokens.
+        num_empty: Sequences without.
+        log_weight: Mean, spread and quantiles of log W.
+        ess: Kish effective fraction; without an interval where k says that the weights have no variance.
+        entropy_ess: exp(entropy) effective fraction.
+        k_hat: Pareto k of W, with r_eff from the design effect of log W.
+        max_weight_share: Largest normalised weight.
+        chi2: E[W^2] - 1.
+        renyi2: log E[W^2].
+        mean_weight: E[W], 1 in expectation; in heavy tails a sample mean is nearly always below.
+        length_law: Growth of log W with length.
+        gaussian_ratio: That of the length law.
+        scatter: log W against length.
+        histogram: Of log W.
+        worst: Sequences with the largest |log W|.
+        exact: Every log W is 0.
+    """
+
+    num_sequences: int
+    num_empty: int
+    log_weight: LogWeightSummary
+    ess: Estimate
+    entropy_ess: float
+    k_hat: ParetoK
+    max_weight_share: float
+    chi2: Estimate
+    renyi2: float
+    mean_weight: Estimate
+    length_law: LengthLaw
+    gaussian_ratio: Estimate
+    scatter: Scatter
+    histogram: Histogram
+    worst: tuple[SequenceAt, ...]
+    exact: bool
+
+
+def summarise_sequences(
+    log_ratio: npt.ArrayLike,
+    offsets: npt.ArrayLike,
+    clusters: npt.ArrayLike,
+    advantages: npt.ArrayLike | None = None,
+    *,
+    num_worst: int = 20,
+) -> SequenceSummary:
+    """Measures drift of whole sequences.
+
+    Args:
+        log_ratio: [tokens] train minus rollout, nats.
+        offsets: int64 [sequences + 1].
+        clusters: int64 [sequences] prompt of each sequence.
+        advantages: [sequences], for the scatter.
+        num_worst: How many worst sequences to list.
+
+    Raises:
+        ConfigError: The arrays do not fit together.
+        InconclusiveError: No tokens, or tokens that are not finite.
+    """
+    values = finite_array(log_ratio, "log_ratio")
+    whole = SequenceLayout.from_arrays(offsets, clusters, num_tokens=values.size)
+    kept = np.flatnonzero(whole.lengths > 0)
+    layout = SequenceLayout.from_arrays(
+        np.concatenate([[0], np.cumsum(whole.lengths[kept])]), whole.clusters[kept]
+    )
+    log_weight = layout.sequence_sums(values)
+    size = effective_sample_size(log_weight)
+    effect = design_effect(log_weight, layout.clusters)
+    tail = pareto_k(log_weight, r_eff=1.0 / max(effect, 1.0) if effect else 1.0)
+    law = length_law(log_weight, layout.lengths, layout.clusters, log_ratio=values)
+    untrusted = _no_variance(tail)
+    advantage = None if advantages is None else np.asarray(advantages, dtype=np.float64)
+    if advantage is not None and advantage.shape != whole.clusters.shape:
+        raise ConfigError("advantages must have one entry a sequence")
+    return SequenceSummary(
+        num_sequences=int(kept.size),
+        num_empty=int(whole.num_sequences - kept.size),
+        log_weight=LogWeightSummary(
+            mean=sequence_mean(log_weight, layout),
+            std=standard_deviation(log_weight, layout),
+            quantiles=Quantiles(LEVELS, quantiles(log_weight)),
+        ),
+        ess=_without_interval(effective_fraction(log_weight, layout), untrusted),
+        entropy_ess=size.entropy_fraction,
+        k_hat=tail,
+        max_weight_share=size.max_weight_share,
+        chi2=_without_interval(sequence_expm1_mean(2.0 * log_weight, layout), untrusted),
+        renyi2=chi2(log_weight).renyi2,
+        mean_weight=_without_interval(shifted(sequence_expm1_mean(log_weight, layout), 1.0), untrusted),
+        length_law=law,
+        gaussian_ratio=law.gaussian_ratio,
+        scatter=_scatter(log_weight, layout, None if advantage is None else advantage[kept]),
+        histogram=_histogram(log_weight),
+        worst=worst_sequences(values, whole, num_worst),
+        exact=not np.any(values),
+    )
+
+
+def _no_variance(tail: ParetoK) -> str | None:
+    if tail.value is not None and tail.good_k is not None and tail.value > tail.good_k:
+        return (
+            f"the weights are too heavy-tailed for an interval: Pareto k {tail.value:.2f} with n = {tail.n}"
+        )
+    return None
+
+
+def _without_interval(estimate: Estimate, reason: str | None) -> Estimate:
+    if reason is None or estimate.value is None:
+        return estimate
+    return replace(estimate, ci_low=None, ci_high=None, reason=reason)
+
+
+def _scatter(log_weight: FloatArray, layout: SequenceLayout, advantage: FloatArray | None) -> Scatter:
+    order = np.lexsort((log_weight, layout.lengths))
+    if order.size > MAX_SCATTER:
+        order = order[np.linspace(0, order.size - 1, MAX_SCATTER).round().astype(np.int64)]
+    return Scatter(
+        length=tuple(int(v) for v in layout.lengths[order]),
+        log_weight=tuple(float(v) for v in log_weight[order]),
+        advantage=None if advantage is None else tuple(float(v) for v in advantage[order]),
+    )
+
+
+def _histogram(log_weight: FloatArray) -> Histogram:
+    low, high = float(log_weight.min()), float(log_weight.max())
+    margin = max((high - low) * 1e-6, 1e-12, abs(low) * 1e-12)
+    counts, edges = np.histogram(log_weight, bins=HISTOGRAM_BINS, range=(low - margin, high + margin))
+    return Histogram(tuple(float(e) for e in edges), tuple(int(c) for c in counts))

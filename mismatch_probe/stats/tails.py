@@ -1,0 +1,124 @@
+"""Quantiles, concentration in few tokens, rates of extreme ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mismatch_probe.errors import ConfigError
+from mismatch_probe.stats.clusters import cluster_standard_error
+from mismatch_probe.stats.comparisons import wilson_interval, zero_event_upper_bound
+from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.intervals import MIN_CLUSTERS
+from mismatch_probe.stats.layout import FloatArray, finite_array
+
+LEVELS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+TAUS = (1.25, 2.0, 5.0)
+
+
+def quantiles(values: npt.ArrayLike, levels: Sequence[float] = LEVELS) -> tuple[float, ...]:
+    """Quantiles by linear interpolation between order statistics.
+
+    Raises:
+        InconclusiveError: No values, or values that are not finite.
+    """
+    return tuple(float(q) for q in np.quantile(finite_array(values, "values"), levels))
+
+
+def top_share(values: npt.ArrayLike, fraction: float = 0.001) -> float | None:
+    """Share of the total that the largest `fraction` of the entries carry.
+
+    Args:
+        values: [n], none below 0.
+        fraction: Of the entries, rounded up to at least one.
+
+    Returns:
+        A number in (0, 1], or None where the total is 0 (nothing to share).
+
+    Raises:
+        ConfigError: A value is negative, or `fraction` is not in (0, 1].
+        InconclusiveError: No values, or values that are not finite.
+    """
+    array = finite_array(values, "values")
+    if not 0 < fraction <= 1 or np.any(array < 0):
+        raise ConfigError("top_share needs values of at least 0 and a fraction in (0, 1]")
+    largest = float(array.max())
+    if largest == 0:
+        return None
+    scaled = array / largest
+    count = max(1, math.ceil(fraction * array.size))
+    top = np.partition(scaled, array.size - count)[array.size - count :]
+    return min(float(top.sum() / scaled.sum()), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtremeRate:
+    """Share of tokens whose ratio leaves [1/tau, tau].
+
+    Attributes:
+        tau: Bound on max(rho, 1/rho).
+        rate: The share; with no event the interval is one-sided from 0.
+    """
+
+    tau: float
+    rate: Estimate
+
+
+def extreme_rates(
+    log_ratio: npt.ArrayLike, taus: Sequence[float] = TAUS, clusters: npt.ArrayLike | None = None
+) -> tuple[ExtremeRate, ...]:
+    """F(tau), the share of tokens with max(rho, 1/rho) > tau (R3, arXiv 2510.11370).
+
+    The interval is Wilson's with the effective number of tokens n / design effect and Student's t on G - 1
+    degrees of freedom (Korn and Graubard 1998); without any event it is the zero-event bound with the design
+    effect of |log_ratio|.
+
+    Args:
+        log_ratio: [tokens] nats.
+        taus: Bounds above 1.
+        clusters: [tokens] prompt of each token; default each token by itself.
+
+    Raises:
+        ConfigError: A tau is not above 1.
+        InconclusiveError: No tokens, or tokens that are not finite.
+    """
+    values = np.abs(finite_array(log_ratio, "log_ratio"))
+    if any(not tau > 1 for tau in taus):
+        raise ConfigError("a bound on max(rho, 1/rho) must be above 1")
+    labels = np.arange(values.size) if clusters is None else np.asarray(clusters)
+    return tuple(
+        ExtremeRate(tau, rate_estimate(values > math.log(tau), labels, proxy=values)) for tau in taus
+    )
+
+
+def rate_estimate(
+    events: npt.NDArray[np.bool_], clusters: npt.ArrayLike, *, proxy: FloatArray | None = None
+) -> Estimate:
+    """Share of units with an event, with a clustered Wilson interval.
+
+    Args:
+        events: bool [units].
+        clusters: [units] prompt.
+        proxy: [units] a quantity whose design effect stands in when there is no event (or nothing else).
+    """
+    from scipy.special import stdtrit
+
+    n = int(events.size)
+    rate = float(np.mean(events))
+    spread = cluster_standard_error(events.astype(np.float64), clusters)
+    if spread.num_clusters < MIN_CLUSTERS:
+        return Estimate(
+            rate, None, None, n, f"{spread.num_clusters} prompts: an interval needs {MIN_CLUSTERS}"
+        )
+    if rate in (0.0, 1.0):
+        effective = n if proxy is None else cluster_standard_error(proxy, clusters).effective_n
+        bound = zero_event_upper_bound(effective)
+        return Estimate(rate, 0.0, bound, n) if rate == 0.0 else Estimate(rate, 1.0 - bound, 1.0, n)
+    effective = spread.effective_n
+    student = float(stdtrit(spread.num_clusters - 1, 0.975))
+    low, high = wilson_interval(rate * effective, effective, quantile=student)
+    return Estimate(rate, low, high, n)
