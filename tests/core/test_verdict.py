@@ -1,0 +1,169 @@
+import copy
+
+import pytest
+
+from mismatch_probe.config.bars import load_bars
+from mismatch_probe.findings import CATALOGUE
+from mismatch_probe.verdict import judge
+
+
+def estimate(value, n=1000):
+    return {"value": value, "ci_low": None, "ci_high": None, "n": n}
+
+
+def result(**changes):
+    """A healthy run; `changes` are dotted paths with __ for dots."""
+    base = {
+        "provenance": {"prompts": {"num_prompts": 16}, "model": {"name": "m", "num_moe_layers": 4}, "has_advantages": True},
+        "data_quality": {"trusted": True, "checks": []},
+        "token": {
+            "num_tokens": 5000, "exact": False, "k3": estimate(1e-5), "mean_abs_log_ratio": estimate(1e-3),
+            "extreme": [{"tau": 2, "rate": estimate(0.0)}],
+        },
+        "legs": {
+            "floor": {
+                "repeat_k3": estimate(1e-6), "decode_prefill_k3": estimate(5e-7), "rounding_k3": estimate(1e-5),
+                "total_over_floor": 10.0, "source": "train/forward -> train/repeat",
+            }
+        },
+        "sequence": {
+            "num_sequences": 64, "k_hat": {"state": "value", "value": 0.2, "good_k": 0.45}, "ess": estimate(0.99),
+            "length_law": {"horizon_tokens": 10_000}, "max_length": 200,
+        },
+        "routing": {"available": True, "num_tokens": 5000, "set_agreement": estimate(0.98), "replay": {"explained": estimate(0.8)}},
+        "weights": {"methods": {}},
+    }  # fmt: skip
+    changed = copy.deepcopy(base)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = changed
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return changed
+
+
+def codes(verdict, severity=None):
+    return {item.code for item in verdict.findings if severity in (None, item.severity)}
+
+
+def test_a_healthy_run_passes():
+    verdict = judge(result(), load_bars())
+    assert (verdict.name, verdict.exit_code) == ("pass", 0)
+    assert codes(verdict) == {"MP402"}
+    assert "agree" in verdict.sentence
+
+
+def test_drift_above_the_larger_of_the_two_floors():
+    # Noise sets 10 * 1e-6, rounding 4 * 1e-5: the larger decides.
+    assert judge(result(token__k3=estimate(3.9e-5)), load_bars()).name == "pass"
+    verdict = judge(result(token__k3=estimate(4.1e-5)), load_bars())
+    assert (verdict.name, verdict.exit_code) == ("drift", 1)
+    (found,) = [item for item in verdict.findings if item.code == "MP201"]
+    assert found.bar == pytest.approx(4e-5)
+    assert found.would_pass_at == pytest.approx(4.1e-5)
+    assert "rounding" in found.detail
+
+
+@pytest.mark.parametrize(("layers", "bar"), [(0, 1e-3), (4, 1e-1)])
+def test_published_bands_only_where_no_floor_was_measured(layers, bar):
+    floor = {
+        "repeat_k3": None,
+        "decode_prefill_k3": None,
+        "rounding_k3": None,
+        "total_over_floor": None,
+        "source": None,
+    }
+    for factor, name in ((0.9, "pass"), (1.1, "drift")):
+        verdict = judge(
+            result(
+                legs__floor=floor, token__k3=estimate(factor * bar), provenance__model__num_moe_layers=layers
+            ),
+            load_bars(),
+        )
+        assert verdict.name == name
+    assert "MP202" in codes(verdict)
+
+
+def test_an_exact_floor_does_not_divide_by_zero():
+    floor = result()["legs"]["floor"]
+    zero = {**floor, "repeat_k3": estimate(0.0), "decode_prefill_k3": estimate(0.0), "rounding_k3": None,
+            "total_over_floor": None}  # fmt: skip
+    # With nothing but exact floors there is no scale, so the published band decides.
+    assert judge(result(legs__floor=zero, token__k3=estimate(1e-5)), load_bars()).name == "pass"
+    assert judge(result(legs__floor=zero, token__k3=estimate(0.5)), load_bars()).name == "drift"
+
+
+def test_sides_that_are_equal_are_exact():
+    verdict = judge(result(token__exact=True, token__k3=estimate(0.0)), load_bars())
+    assert verdict.name == "pass"
+    assert "MP901" in codes(verdict, "info")
+    assert "every bit" in verdict.sentence
+
+
+def test_too_little_data_is_inconclusive_even_when_it_drifts():
+    verdict = judge(result(token__num_tokens=50, token__k3=estimate(1.0)), load_bars())
+    assert (verdict.name, verdict.exit_code) == ("inconclusive", 3)
+    assert "50 response tokens" in verdict.sentence
+    assert judge(result(provenance__prompts={"num_prompts": 1}), load_bars()).name == "inconclusive"
+
+
+def test_a_failed_validity_check_is_drift_and_a_lattice_is_a_note():
+    def check(code):
+        return [{"code": code, "name": "x", "status": "fail", "observed": 1.0, "bar": 0.0, "detail": "d"}]
+
+    verdict = judge(result(data_quality__checks=check("MP106")), load_bars())
+    assert verdict.name == "drift"
+    assert codes(verdict, "error") == {"MP106"}
+    verdict = judge(result(data_quality__checks=check("MP109")), load_bars())
+    assert verdict.name == "pass"
+    assert "MP109" in codes(verdict, "info")
+    for status in ("pass", "not_run"):
+        quiet = [{**check("MP106")[0], "status": status}]
+        assert judge(result(data_quality__checks=quiet), load_bars()).name == "pass"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "severity"),
+    [
+        ({"legs__floor__decode_prefill_k3": estimate(2e-4)}, "MP204", "error"),
+        ({"token__mean_abs_log_ratio": estimate(0.05)}, "MP203", "warning"),
+        ({"token__extreme": [{"tau": 2, "rate": estimate(0.02)}]}, "MP205", "warning"),
+        ({"sequence__k_hat": {"state": "value", "value": 0.9, "good_k": 0.45}}, "MP301", "warning"),
+        ({"sequence__k_hat": {"state": "too_few", "value": None, "good_k": None, "reason": "8 sequences"}}, "MP304", "info"),
+        ({"sequence__ess": estimate(0.1)}, "MP302", "warning"),
+        ({"sequence__max_length": 20_000}, "MP303", "warning"),
+        ({"routing__set_agreement": estimate(0.8)}, "MP401", "warning"),
+        ({"routing__replay__explained": estimate(0.1)}, "MP403", "info"),
+        ({"provenance__model__is_random": True}, "MP903", "info"),
+        ({"provenance__has_advantages": False}, "MP904", "info"),
+        ({"weights__methods": {"gspo": {"label": "GSPO", "mass_ratio": estimate(0.3), "kept_fraction": estimate(0.9)}}},
+         "MP501", "warning"),
+        ({"weights__methods": {"gspo": {"label": "GSPO", "mass_ratio": estimate(1.0), "kept_fraction": estimate(0.2)}}},
+         "MP502", "warning"),
+    ],
+)  # fmt: skip
+def test_each_finding_has_its_cause(changes, code, severity):
+    assert code not in codes(judge(result(), load_bars()))
+    verdict = judge(result(**changes), load_bars())
+    assert code in codes(verdict, severity)
+    assert (verdict.name == "drift") == (severity == "error")
+
+
+def test_errors_come_first():
+    verdict = judge(result(token__k3=estimate(1.0), sequence__ess=estimate(0.1)), load_bars())
+    order = [item.severity for item in verdict.findings]
+    assert order == sorted(order, key=["error", "warning", "info"].index)
+
+
+def test_a_dense_model_has_no_routing_findings():
+    verdict = judge(result(routing={"available": False, "reason": "dense"}), load_bars())
+    assert not any(code.startswith("MP4") for code in codes(verdict))
+
+
+def test_every_code_is_explained():
+    for code, entry in CATALOGUE.items():
+        assert code.startswith("MP")
+        assert entry.title
+        assert len(entry.meaning) > 30
+        assert entry.advice
