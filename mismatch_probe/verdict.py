@@ -58,7 +58,7 @@ def judge(result: Mapping[str, Any], bars: Bars) -> Verdict:
         findings.append(short)
         name = "inconclusive"
     findings.sort(key=lambda item: (_ORDER[item.severity], item.code))
-    return Verdict(name, _EXIT_CODES[name], _sentence(name, result, findings), tuple(findings))
+    return Verdict(name, _EXIT_CODES[name], _sentence(name, result, findings, bars), tuple(findings))
 
 
 def _value(section: Mapping[str, Any] | None, key: str) -> float | None:
@@ -111,31 +111,12 @@ def _token_drift(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
     yield from _engine_against_itself(result, bars)
     if k3 is None:
         return
-    noise = max(
-        (v for v in (_value(floor, "repeat_k3"), _value(floor, "decode_prefill_k3")) if v is not None),
-        default=None,
-    )
-    rounding = _value(floor, "rounding_k3")
-    candidates = {
-        "the noise of batching": None if noise is None else bars.k3_over_noise * noise,
-        "what rounding does": None if rounding is None else bars.k3_over_rounding * rounding,
-    }
-    known = {name: bar for name, bar in candidates.items() if bar}
-    if known:
-        name, bar = max(known.items(), key=lambda item: item[1])
-        if k3 > bar:
-            yield finding(
-                "MP201", "error", f"token K3 is {k3:.3g} nats, {k3 / bar:.3g} times the bar set by {name}",
-                observed=k3, bar=bar, unit="nats", n=n,
-            )  # fmt: skip
-    else:
-        moe = bool(result["provenance"]["model"].get("num_moe_layers"))
-        bar = bars.k3_moe if moe else bars.k3_dense
-        if k3 > bar:
-            yield finding(
-                "MP202", "error", f"token K3 is {k3:.3g} nats; no floor was measured, published bands end at {bar:g}",
-                observed=k3, bar=bar, unit="nats", n=n,
-            )  # fmt: skip
+    bar = _k3_bar(result, bars)
+    if k3 > bar.value:
+        yield finding(
+            bar.code, "error", f"token K3 is {k3:.3g} nats, {k3 / bar.value:.3g} times the bar ({bar.meaning})",
+            observed=k3, bar=bar.value, unit="nats", n=n,
+        )  # fmt: skip
     mean_abs = _value(token, "mean_abs_log_ratio")
     if mean_abs is not None and mean_abs > bars.mean_abs_log_ratio:
         yield finding(
@@ -149,6 +130,33 @@ def _token_drift(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
                 "MP205", "warning", f"{100 * rate:.3g} % of tokens have a probability ratio beyond 2 either way",
                 observed=rate, bar=bars.extreme_rate_2, unit="share of tokens", n=n,
             )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _K3Bar:
+    value: float
+    meaning: str
+    code: str
+
+
+def _k3_bar(result: Mapping[str, Any], bars: Bars) -> _K3Bar:
+    """The bar of the token K3: the larger of those that measured floors set, else the published band."""
+    floor = result["legs"]["floor"]
+    noises = [_value(floor, "repeat_k3"), _value(floor, "decode_prefill_k3")]
+    noise = max((value for value in noises if value is not None), default=0.0)
+    rounding = _value(floor, "rounding_k3") or 0.0
+    by_noise, by_rounding = bars.k3_over_noise * noise, bars.k3_over_rounding * rounding
+    if by_rounding >= by_noise and by_rounding > 0:
+        return _K3Bar(
+            by_rounding, f"{bars.k3_over_rounding:g} times what rounding does to the trainer", "MP201"
+        )
+    if by_noise > 0:
+        return _K3Bar(by_noise, f"{bars.k3_over_noise:g} times the noise of batching", "MP201")
+    moe = bool(result["provenance"]["model"].get("num_moe_layers"))
+    kind = "MoE" if moe else "dense"
+    return _K3Bar(
+        bars.k3_moe if moe else bars.k3_dense, f"where published bands for {kind} models end", "MP202"
+    )
 
 
 def _engine_against_itself(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
@@ -231,7 +239,7 @@ def _weights(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _sentence(name: VerdictName, result: Mapping[str, Any], findings: list[Finding]) -> str:
+def _sentence(name: VerdictName, result: Mapping[str, Any], findings: list[Finding], bars: Bars) -> str:
     first = next((item for item in findings if item.severity == "error"), None)
     if name == "inconclusive" and first is not None:
         shortage = next(item for item in findings if item.code == "MP902")
@@ -240,8 +248,5 @@ def _sentence(name: VerdictName, result: Mapping[str, Any], findings: list[Findi
         return f"The two sides drift: {first.title} - {first.detail}."
     if result["token"].get("exact"):
         return "Rollout engine and trainer agree in every bit on these tokens."
-    ratio = result["legs"]["floor"].get("total_over_floor")
-    source = result["legs"]["floor"].get("source")
-    held = f", {ratio:.3g} times the floor of {source}" if ratio is not None else ""
-    k3 = _value(result["token"], "k3")
-    return f"Rollout engine and trainer agree within the bars: token K3 is {k3:.3g} nats{held}."
+    k3, bar = _value(result["token"], "k3"), _k3_bar(result, bars)
+    return f"Rollout engine and trainer agree: token K3 is {k3:.3g} nats, the bar is {bar.value:.3g} ({bar.meaning})."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from mismatch_probe.scorers.protocol import ScoreRequest, ScorerFacts, ScorerSpec
@@ -32,7 +33,7 @@ def run_score_job(job: ScoreJob, events: EventWriter) -> ScorerFacts:
                     temperature=job.temperature,
                     batching="repeat" if task.leg == "train/repeat" else "forward",
                     capture_routing=capture,
-                    progress=lambda sequences, tokens, leg=task.leg: events.progress(leg, sequences, tokens),
+                    progress=partial(events.progress, task.leg),
                 )
                 ids = [sequence.sequence_id for sequence in scored]
                 if capture:

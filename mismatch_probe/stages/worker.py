@@ -54,12 +54,12 @@ def main(arguments: list[str]) -> int:
         if isinstance(job, RolloutJob):
             from mismatch_probe.stages.rollout_work import run_rollout_job
 
-            facts = run_rollout_job(job, events)
+            facts = dataclasses.asdict(run_rollout_job(job, events))
         else:
             from mismatch_probe.stages.score_work import run_score_job
 
-            facts = run_score_job(job, events)
-        events.send("done", facts=dataclasses.asdict(facts))
+            facts = dataclasses.asdict(run_score_job(job, events))
+        events.send("done", facts=facts)
     except MismatchProbeError as error:
         traceback.print_exc()
         events.send("error", kind=type(error).__name__, message=error.message, hint=error.hint)
