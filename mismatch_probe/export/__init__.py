@@ -1,0 +1,19 @@
+"""Training configs whose numbers come from a measured run."""
+
+from mismatch_probe.export.exporter import (
+    ExportedConfig,
+    Exporter,
+    available_exporters,
+    export_config,
+    register_exporter,
+)
+from mismatch_probe.export.recommend import recommend
+
+__all__ = [
+    "ExportedConfig",
+    "Exporter",
+    "available_exporters",
+    "export_config",
+    "recommend",
+    "register_exporter",
+]

@@ -1,0 +1,105 @@
+"""Which correction fits a measured drift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mismatch_probe.export.measured import Measured, look_up, read
+from mismatch_probe.export.thresholds import token_band, token_cap
+
+_DEFAULT_BALANCE = 0.8
+# Below this share of the positive signal VESPO is stable and mostly idle.
+_ENOUGH_SIGNAL = 0.5
+# Share of tokens with a ratio beyond 2 either way, above which truncation alone lets a tail rule.
+_HEAVY_TAIL = 1e-3
+_VESPO = ("k_pos", "lambda_pos", "k_neg", "lambda_neg")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A correction and why.
+
+    Attributes:
+        method: Its name.
+        parameters: Hyperparameters to set.
+        reads: What the weights must contain.
+        action: What to do, in words.
+        because: Why, with the numbers.
+        measured: The number that decided, or None where there is nothing to correct.
+    """
+
+    method: str
+    parameters: Mapping[str, float]
+    reads: str
+    action: str
+    because: str
+    measured: Measured | None
+
+
+def choose_correction(result: Mapping[str, Any]) -> Choice:
+    """Chooses by what the simulated weights keep.
+
+    Nothing, where the sides agree in every bit. VESPO, where it keeps at least half of the positive signal
+    and the balance of signs within the bar, since it is the one that corrects whole responses. IcePop, where
+    the tail of single tokens is heavy. Token truncation otherwise.
+
+    Args:
+        result: result.json.
+    """
+    if look_up(result, "token.exact"):
+        because = "the two sides agree in every bit on these tokens"
+        return Choice("ppo_clip", {}, "pi/pi_old", "add no correction for mismatch", because, None)
+    mass = read(result, "weights.methods.vespo.positive_mass")
+    ratio = read(result, "weights.methods.vespo.mass_ratio")
+    bar = read(result, "bars.sign_balance")
+    balance = _DEFAULT_BALANCE if bar is None else bar.value
+    if (
+        mass is not None
+        and mass.value >= _ENOUGH_SIGNAL
+        and (ratio is None or balance <= ratio.value <= 1 / balance)
+    ):
+        signs = "" if ratio is None else f" and weighs the signs {ratio.value:.3g} to 1"
+        because = f"it keeps {100 * mass.value:.0f} % of the positive signal{signs}"
+        return Choice(
+            "vespo", _vespo_parameters(result), "pi/mu", "correct with VESPO, W = pi / mu", because, mass
+        )
+    lost = (
+        "VESPO was not simulated"
+        if mass is None
+        else f"VESPO would keep {100 * mass.value:.0f} % of the positive signal"
+    )
+    if mass is not None and mass.value >= _ENOUGH_SIGNAL and ratio is not None:
+        lost = f"VESPO would weigh negative advantages {ratio.value:.3g} times as much as positive ones"
+    tail = _extreme_rate(result)
+    band = token_band(result)
+    if tail is not None and tail.value > _HEAVY_TAIL and band is not None:
+        because = f"{lost}, and {100 * tail.value:.2g} % of tokens have a ratio beyond 2 either way"
+        action = f"drop tokens with pi_old / mu outside {band.low:g} to {band.high:g} (IcePop)"
+        return Choice("icepop", {"low": band.low, "high": band.high}, "pi_old/mu", action, because, tail)
+    cap = token_cap(result)
+    if cap is None:
+        return Choice("token_tis", {}, "pi_old/mu", "truncate token weights pi_old / mu", lost, mass)
+    action = f"truncate token weights pi_old / mu at {cap.value:g}"
+    return Choice(
+        "token_tis",
+        {"cap": cap.value},
+        "pi_old/mu",
+        action,
+        f"{lost}; cap from {cap.because}",
+        mass or cap.measured,
+    )
+
+
+def _vespo_parameters(result: Mapping[str, Any]) -> dict[str, float]:
+    simulated = look_up(result, "weights.methods.vespo.parameters") or {}
+    return {name: float(simulated[name]) for name in _VESPO if isinstance(simulated.get(name), int | float)}
+
+
+def _extreme_rate(result: Mapping[str, Any]) -> Measured | None:
+    for row in look_up(result, "token.extreme") or []:
+        if isinstance(row, Mapping) and row.get("tau") == 2:
+            found = read(row, "rate")
+            return None if found is None else Measured("token.extreme[tau=2].rate", found.value)
+    return None

@@ -1,0 +1,78 @@
+"""What every exported config says of the run that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.exporter import Plan
+from mismatch_probe.export.measured import look_up, read
+
+
+def value_of(result: Mapping[str, Any], path: str) -> str:
+    """A number for a comment, or why there is none."""
+    found = read(result, path)
+    return "not measured" if found is None else f"{found.value:.4g}"
+
+
+def heading(result: Mapping[str, Any], plan: Plan, target: str, contents: str) -> list[str]:
+    """The comment paragraphs on top of a config."""
+    model = look_up(result, "provenance.model.name") or "an unnamed model"
+    rollout = look_up(result, "provenance.rollout.engine") or "rollout engine"
+    train = look_up(result, "provenance.train.scorer") or "trainer"
+    run = look_up(result, "provenance.run_id") or "unknown"
+    return [
+        f"{target}.",
+        f"Run {run}: {model}, {rollout} against {train}, {value_of(result, 'token.num_tokens')} tokens, "
+        f"token K3 {value_of(result, 'token.k3')} nats, verdict {result.get('verdict')}.",
+        f"Correction: {plan.method}. {plan.summary}",
+        f"What the weights contain: {contents}",
+    ]
+
+
+def hyperparameter(plan: Plan, name: str) -> Any:
+    """A hyperparameter of the plan's method: as recommended, else its default."""
+    from mismatch_probe.weights import get_method
+
+    if name in plan.parameters and plan.parameters[name] is not None:
+        return plan.parameters[name]
+    return getattr(get_method(plan.method), name)
+
+
+def parameter_entries(plan: Plan, keys: Mapping[str, str]) -> list[Entry]:
+    """Entries for hyperparameters, by the framework's name for each."""
+    entries = []
+    for name, key in keys.items():
+        source = (
+            "recommendation.parameters" if plan.parameters.get(name) is not None else "default of the method"
+        )
+        entries.append(Entry(key, float(hyperparameter(plan, name)), f"{plan.method} {name}, {source}."))
+    return entries
+
+
+def sampling_entries(result: Mapping[str, Any], *names: str) -> list[Entry]:
+    """The sampling that the run measured; under another the thresholds do not hold."""
+    entries = []
+    for name in names:
+        value = look_up(result, f"provenance.sampling.{name}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            why = f"provenance.sampling.{name}: what was measured holds for this sampling."
+            entries.append(Entry(name, value if name == "top_k" else float(value), why))
+    return entries
+
+
+def fp32_reason(result: Mapping[str, Any], plan: Plan) -> str:
+    """Why the output head is or is not computed in float32."""
+    for action in look_up(result, "recommendation.actions") or []:
+        measured = action.get("measured") or {}
+        if action.get("code") == "MP109" and measured.get("name"):
+            return f"{measured['name']} = {measured.get('value')}."
+    checks: list[Mapping[str, Any]] = look_up(result, "data_quality.checks") or []
+    check: Mapping[str, Any] = next((row for row in checks if row.get("code") == "MP109"), {})
+    if plan.fp32_head:
+        return (
+            f"data_quality.checks[MP109] {check.get('status', 'not_run')}, observed {check.get('observed')}."
+        )
+    status = check.get("status", "not_run")
+    return f"data_quality.checks[MP109] {status}: no sign that rounding of the head's output is the cause."
