@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +68,3 @@ def read_result(path: Path) -> dict[str, Any]:
         )
     return dict(result)
 
-
-@cache
-def result_schema() -> dict[str, Any]:
-    """The JSON Schema of result.json, as published in docs/."""
-    text = (files("mismatch_probe.assets") / "result.schema.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))

@@ -85,8 +85,9 @@ def audit(
     }
     base = None
     if resume:
-        folder = load_config(config, assignments or (), overrides).out
-        base = RunDirectory.open_existing(folder).resume_base()
+        run = RunDirectory(load_config(config, assignments or (), overrides).out)
+        run.check_free(force=False, resume=True)
+        base = run.resume_base()
     settings = load_config(config, assignments or (), overrides, base)
     run = RunDirectory(settings.out)
     run.check_free(force=force, resume=resume)
