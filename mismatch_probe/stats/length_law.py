@@ -82,7 +82,8 @@ class LengthLaw:
             where its interval excludes 1) the slope; None where it cannot be had.
         horizon_low: The same at the unfavourable ends of the intervals, or None.
         horizon_high: At the favourable ends, or None.
-        horizon_from_kappa: ln(10) / (2 kappa), the same under a Gaussian martingale; None unless kappa > 0.
+        horizon_from_kappa: ln(10) / (2 kappa), the same under a Gaussian martingale; None unless kappa is
+            measurably above 0.
         buckets: By length.
         mean_length: Mean length of the sequences that have tokens.
         max_length: Longest.
@@ -132,6 +133,8 @@ class LengthLaw:
         low, value, high = self._variance_at(length)
         variance = Estimate(value, low, high, self.num_sequences)
         ratio = self.gaussian_ratio
+        if self.exact:
+            return Extrapolation(length, mean, variance, Estimate(1.0, 1.0, 1.0, self.num_sequences), None)
         if ratio.ci_low is None or ratio.ci_high is None or ratio.ci_low > 2.0 or ratio.ci_high < 0.5:
             reason = (
                 "log W is no Gaussian martingale (G outside [0.5, 2] or unknown): exp(-variance) says nothing"
@@ -230,7 +233,9 @@ def _law(
         horizon_tokens=horizon,
         horizon_low=low,
         horizon_high=high,
-        horizon_from_kappa=math.log(1.0 / HORIZON_ESS) / (2.0 * kappa_value) if kappa_value > 0 else None,
+        horizon_from_kappa=math.log(1.0 / HORIZON_ESS) / (2.0 * kappa_value)
+        if kappa.ci_low is not None and kappa.ci_low > 0.0
+        else None,
         buckets=_buckets(weights, layout, kappa_value, num_buckets),
         mean_length=float(lengths.mean()),
         max_length=int(lengths.max()),
