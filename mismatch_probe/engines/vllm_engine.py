@@ -245,6 +245,15 @@ class VllmEngine:
         outputs: list[Any] = self._llm.generate(inputs, params, use_tqdm=_progress_bar(progress))
         return outputs
 
+    def _routes_of(
+        self, sequence_id: int, routes: npt.NDArray[Any] | None, num_fed: int
+    ) -> npt.NDArray[np.int16] | None:
+        if not self._spec.routing:
+            return None
+        return complete_routes(
+            routes, (num_fed, self._spec.num_moe_layers, self._spec.top_k), sequence_id=sequence_id
+        )
+
     def _take_hooked_routes(self) -> dict[int, npt.NDArray[np.int16]]:
         if not self._spec.routing or self._native_routing:
             return {}
@@ -254,28 +263,41 @@ class VllmEngine:
             for sequence, (raw, shape) in taken.items()
         }
 
-    def _checked_routes(
-        self, routes: npt.NDArray[Any] | None, num_fed: int, sequence_id: int
-    ) -> npt.NDArray[np.int16]:
-        """Every fed token, every layer, no sentinel; anything less is an error, never a silent agreement."""
-        hint = "audit without routing (--set routing=false), or turn off what skips tokens (prefix caching, graphs)"
-        if routes is None or routes.shape[0] < num_fed:
-            got = 0 if routes is None else routes.shape[0]
-            raise CaptureError(
-                f"sequence {sequence_id}: routes of {got} of {num_fed} tokens were captured", hint=hint
-            )
-        routes = routes[:num_fed]
-        if routes.shape[1:] != (self._spec.num_moe_layers, self._spec.top_k):
-            raise CaptureError(
-                f"sequence {sequence_id}: routes have {routes.shape[1:]} layers x experts, "
-                f"the model has {(self._spec.num_moe_layers, self._spec.top_k)}",
-                hint=hint,
-            )
-        if (routes < 0).any():
-            raise CaptureError(
-                f"sequence {sequence_id}: {int((routes < 0).sum())} routes are missing", hint=hint
-            )
-        return routes.astype(np.int16)
+
+def complete_routes(
+    routes: npt.NDArray[Any] | None, shape: tuple[int, int, int], *, sequence_id: int
+) -> npt.NDArray[np.int16]:
+    """Every fed token, every layer, no sentinel; anything less is an error, never a silent agreement.
+
+    Args:
+        routes: Expert ids as captured, [tokens, MoE layers, top_k], or None; rows after the last fed token are cut off.
+        shape: (fed tokens, MoE layers, top_k) that the sequence must have.
+        sequence_id: For the message.
+
+    Raises:
+        CaptureError: Something is missing; the message says how much.
+    """
+    hint = (
+        "audit without routing (--set routing=false), or turn off what skips tokens (prefix caching, graphs)"
+    )
+    num_fed = shape[0]
+    if routes is None or routes.shape[0] < num_fed:
+        got = 0 if routes is None else routes.shape[0]
+        raise CaptureError(
+            f"sequence {sequence_id}: routes of {got} of {num_fed} tokens were captured", hint=hint
+        )
+    routes = routes[:num_fed]
+    if routes.shape != shape:
+        raise CaptureError(
+            f"sequence {sequence_id}: routes have {routes.shape[1:]} layers x experts, the model has {shape[1:]}",
+            hint=hint,
+        )
+    missing = int((routes < 0).sum())
+    if missing:
+        raise CaptureError(
+            f"sequence {sequence_id}: {missing} of {routes.size} expert ids are missing", hint=hint
+        )
+    return routes.astype(np.int16)
 
 
 def vllm_capabilities() -> EngineCapabilities:

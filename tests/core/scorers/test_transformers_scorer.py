@@ -1,0 +1,99 @@
+"""The scorer on the embedded model: alignment, batching, temperature, errors."""
+
+import numpy as np
+import pytest
+import torch
+
+from mismatch_probe.assets.catalog import resolve_model
+from mismatch_probe.assets.model_facts import read_model_facts
+from mismatch_probe.errors import ConfigError, EngineUnavailableError
+from mismatch_probe.scorers.protocol import ScoreRequest, ScorerSpec
+from mismatch_probe.scorers.registry import scorers
+
+MODEL = resolve_model("tiny-qwen3-moe")
+FACTS = read_model_facts(MODEL.path)
+RNG = np.random.default_rng(0)
+REQUESTS = [
+    ScoreRequest(i, RNG.integers(4, 40, size=3 + i).tolist(), RNG.integers(4, 40, size=20 - 3 * i).tolist())
+    for i in range(5)
+]
+
+
+def load(dtype="float32", **options):
+    spec = ScorerSpec(MODEL.path, dtype, FACTS.num_moe_layers, FACTS.top_k, options)
+    return scorers.get("transformers").item.make(spec)
+
+
+def score(scorer, requests=REQUESTS, temperature=1.0, batching="forward", capture=False):
+    return scorer.score(
+        requests,
+        temperature=temperature,
+        batching=batching,
+        capture_routing=capture,
+        progress=lambda *_: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return load()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_scores_are_those_of_the_model_written_out(scorer, temperature):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL.path, dtype=torch.float32).eval()
+    for request, scored in zip(REQUESTS, score(scorer, temperature=temperature), strict=True):
+        ids = torch.tensor([[*request.prompt_token_ids, *request.response_token_ids]])
+        with torch.inference_mode():
+            log_p = torch.log_softmax(model(input_ids=ids).logits[0] / temperature, dim=-1)
+        begin = len(request.prompt_token_ids)
+        expected = [log_p[begin - 1 + t, token].item() for t, token in enumerate(request.response_token_ids)]
+        entropy = -(log_p.exp() * log_p).sum(-1)[begin - 1 : -1]
+        assert scored.logprobs == pytest.approx(expected, abs=2e-5)
+        assert scored.entropy == pytest.approx(entropy.numpy(), abs=2e-5)
+
+
+def test_padding_does_not_leak(scorer):
+    batched, single = score(scorer), score(scorer, batching="repeat")
+    for one, other in zip(batched, single, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-5)
+
+
+def test_the_same_batching_is_exactly_the_same():
+    scorer = load("bfloat16", batch_size=4, repeat_batch_size=4)
+    for one, other in zip(score(scorer), score(scorer, batching="repeat"), strict=True):
+        assert np.array_equal(one.logprobs, other.logprobs)
+
+
+def test_routes_cover_the_fed_tokens_and_replay_of_them_is_exact():
+    scorer = load("bfloat16")
+    free = score(scorer, capture=True)
+    replayed = score(
+        scorer,
+        [
+            ScoreRequest(r.sequence_id, r.prompt_token_ids, r.response_token_ids, s.routing)
+            for r, s in zip(REQUESTS, free, strict=True)
+        ],
+    )
+    for request, one, other in zip(REQUESTS, free, replayed, strict=True):
+        fed = len(request.prompt_token_ids) + len(request.response_token_ids) - 1
+        assert one.routing.shape == (fed, FACTS.num_moe_layers, FACTS.top_k)
+        assert np.array_equal(one.logprobs, other.logprobs)
+
+
+def test_an_empty_response_has_no_scores(scorer):
+    (scored,) = score(scorer, [ScoreRequest(0, [5, 6], [])])
+    assert scored.logprobs.shape == (0,)
+
+
+@pytest.mark.parametrize("options", [{"batch_sise": 4}, {"batch_size": 0}, {"attention": 3}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(ConfigError, match=r"train\.options"):
+        load(**options)
+
+
+def test_an_attention_that_does_not_exist_is_a_clear_error():
+    with pytest.raises(EngineUnavailableError, match="cannot load"):
+        load(attention="no_such_attention")
