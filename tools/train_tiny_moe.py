@@ -217,7 +217,7 @@ def evaluate(model: Any, tokenizer: Any, questions: list[Question], *, samples: 
     start = inputs["input_ids"].shape[1]
     with torch.inference_mode():
         ids = model.generate(
-            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=256
+            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=400
         )
         replies = ids[:, start:]
         ended = (replies == tokenizer.eos_token_id).cumsum(dim=1)

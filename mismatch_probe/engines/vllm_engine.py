@@ -89,7 +89,7 @@ class VllmEngine:
         self._runner = str(found["runner"])
         if spec.routing and not self._native_routing and found["num_moe_layers"] != spec.num_moe_layers:
             raise CaptureError(
-                f"{found['num_moe_layers']} of the model's {spec.num_moe_layers} MoE layers have a router that can be hooked",
+                f"{found['num_moe_layers']} of the model's {spec.num_moe_layers} MoE layers have a router that fits",
                 hint="audit without routing (--set routing=false) and report this model's architecture",
             )
 
@@ -136,9 +136,7 @@ class VllmEngine:
                     response_token_ids=ids,
                     logprobs=_sampled_logprobs(completion, request.sequence_id),
                     finish_reason=str(completion.finish_reason),
-                    routing=self._checked_routes(routes, num_fed, request.sequence_id)
-                    if self._spec.routing
-                    else None,
+                    routing=self._routes_of(request.sequence_id, routes, num_fed),
                 )
             )
         return sequences
@@ -396,7 +394,7 @@ def _progress_bar(progress: ProgressCallback) -> Callable[..., Any]:
 
         @property
         def format_dict(self) -> dict[str, Any]:
-            """vLLM divides by the elapsed time, which a disabled bar does not keep."""
+            """VLLM divides by the elapsed time, which a disabled bar does not keep."""
             return {**super().format_dict, "elapsed": 1.0}
 
         def update(self, n: float | None = 1) -> None:
