@@ -101,7 +101,7 @@ def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _token_drift(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
-    token, floor = result["token"], result["legs"]["floor"]
+    token = result["token"]
     k3, n = _value(token, "k3"), token["num_tokens"]
     if token.get("exact"):
         yield finding(
