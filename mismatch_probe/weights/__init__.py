@@ -7,6 +7,7 @@ imported at first use.
 
 from mismatch_probe.weights.batch import Batch
 from mismatch_probe.weights.method import GradientView, WeightMethod
+from mismatch_probe.weights.presets import FRAMEWORKS, framework_methods, get_method_as_coded
 from mismatch_probe.weights.registry import (
     MethodDescription,
     available_methods,
@@ -16,12 +17,15 @@ from mismatch_probe.weights.registry import (
 )
 
 __all__ = [
+    "FRAMEWORKS",
     "Batch",
     "GradientView",
     "MethodDescription",
     "WeightMethod",
     "available_methods",
     "describe_methods",
+    "framework_methods",
     "get_method",
+    "get_method_as_coded",
     "register_method",
 ]

@@ -10,7 +10,9 @@ from mismatch_probe.weights.batch import Batch
 if TYPE_CHECKING:
     import torch
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+Aggregation = Literal[
+    "token-mean", "token-sum", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
+]
 
 
 def aggregate(
@@ -24,9 +26,9 @@ def aggregate(
 ) -> torch.Tensor:
     """Reduces token losses that are 0 where masked.
 
-    token-mean: sum / tokens. seq-mean-token-mean: mean over sequences of the mean over tokens.
-    seq-mean-token-sum: mean over sequences of the sum. seq-mean-token-sum-norm (Dr. GRPO): that, divided by a
-    constant length. Sequences without a token do not count. An empty batch has loss 0.
+    token-mean: sum / tokens. token-sum: the sum. seq-mean-token-mean: mean over sequences of the mean over
+    tokens. seq-mean-token-sum: mean over sequences of the sum. seq-mean-token-sum-norm (Dr. GRPO): that,
+    divided by a constant length. Sequences without a token do not count. An empty batch has loss 0.
 
     Args:
         token_loss: In the batch's shape.
@@ -50,6 +52,8 @@ def aggregate(
     ratios = batch.ratios()
     if aggregation == "token-mean":
         return flat.sum() / (num_tokens or max(float(ratios.lengths.sum()), 1.0))
+    if aggregation == "token-sum":
+        return flat.sum()
     sums = flat.new_zeros(batch.num_sequences).index_add(0, ratios.segment, flat)
     lengths = ratios.lengths.to(flat.dtype)
     count = num_sequences or max(float((lengths > 0).sum()), 1.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mismatch_probe.weights.clipped import clipped_ratio
-from mismatch_probe.weights.hyperparameters import FRACTION, NOT_NEGATIVE, POSITIVE, one_of
+from mismatch_probe.weights.hyperparameters import FRACTION, NOT_NEGATIVE, POSITIVE, limits, one_of
 from mismatch_probe.weights.method import GradientView, Level
 from mismatch_probe.weights.ratios import Ratios, bounded_exp
 from mismatch_probe.weights.registry import register_method
@@ -71,7 +71,8 @@ class SequenceMIS(GradientView):
     W = prod pi_old / mu.
 
     [0.5, 2] is verl's `decoupled_seq_is_rs`. TRL's `sequence_mask` (its default mode) is low 0 and high 3.
-    `veto` drops a sequence with any ratio below it (slime 1e-4; 0 is off). Without pi_old W is of pi / mu.
+    `weighting` "none" masks without the weight W (SkyRL's product mask). `veto` drops a sequence with any
+    ratio below it (slime 1e-4; 0 is off). Without pi_old W is of pi / mu.
     """
 
     name: ClassVar[str] = "seq_mis"
@@ -81,6 +82,7 @@ class SequenceMIS(GradientView):
 
     low: float = field(default=0.5, metadata=NOT_NEGATIVE)
     high: float = field(default=2.0, metadata=POSITIVE)
+    weighting: Literal["sequence", "none"] = field(default="sequence", metadata=one_of("sequence", "none"))
     veto: float = field(default=0.0, metadata=FRACTION)
     eps_low: float = field(default=0.2, metadata=FRACTION)
     eps_high: float = field(default=0.2, metadata=NOT_NEGATIVE)
@@ -92,6 +94,8 @@ class SequenceMIS(GradientView):
         log_w = ratios.sequence_sum(mismatch)
         keep = (log_w >= log_bound(self.low)) & (log_w <= math.log(self.high))
         keep &= _not_vetoed(ratios, mismatch, self.veto)
+        if self.weighting == "none":
+            return update * ratios.spread(keep)
         return update * ratios.spread(bounded_exp(log_w.masked_fill(~keep, 0.0)) * keep)
 
 
@@ -106,8 +110,11 @@ class GeoRS(GradientView):
     Without pi_old s is of pi / mu. `veto` drops a sequence with any ratio below it (slime 1e-4; 0 is off).
 
     s lies near exp(-kappa), kappa the KL per token: a narrow band centred on 1 rejects most responses as soon
-    as kappa passes its half-width. `variant` "verl" reads the bounds as verl's `seq_mean_k1` does: of the
-    inverse ratio, so it keeps s in [1 / high, 1 / low].
+    as kappa passes its half-width. `weighting` is what a kept response's tokens are multiplied with: "none"
+    (verl), "token" their own pi_old / mu up to `cap` (verl's geo_rs_token_tis; NeMo-RL seq-mask-tis, OpenRLHF
+    and ms-swift sequence_mask, all without a cap), "sequence" W up to `cap` (verl's geo_rs_seq_tis).
+    `variant` "verl" reads the bounds as verl's `seq_mean_k1` does: of the inverse ratio, so it keeps s in [1
+    / high, 1 / low].
     """
 
     name: ClassVar[str] = "geo_rs"
@@ -121,6 +128,10 @@ class GeoRS(GradientView):
     eps_low: float = field(default=0.2, metadata=FRACTION)
     eps_high: float = field(default=0.2, metadata=NOT_NEGATIVE)
     variant: Literal["ratio", "verl"] = field(default="ratio", metadata=one_of("ratio", "verl"))
+    weighting: Literal["none", "token", "sequence"] = field(
+        default="none", metadata=one_of("none", "token", "sequence")
+    )
+    cap: float | None = field(default=None, metadata=limits(optional=True))
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update, or nothing."""
@@ -128,7 +139,12 @@ class GeoRS(GradientView):
         mismatch = ratios.log_ratio("old/rollout")
         statistic = ratios.sequence_mean(-mismatch if self.variant == "verl" else mismatch)
         keep = (statistic >= log_bound(self.low)) & (statistic <= math.log(self.high))
-        return update * ratios.spread(keep & _not_vetoed(ratios, mismatch, self.veto))
+        kept = update * ratios.spread(keep & _not_vetoed(ratios, mismatch, self.veto))
+        if self.weighting == "none":
+            return kept
+        log_weight = mismatch if self.weighting == "token" else ratios.spread(ratios.sequence_sum(mismatch))
+        ceiling = math.inf if self.cap is None else log_bound(self.cap)
+        return kept * bounded_exp(log_weight.clamp(max=ceiling))
 
 
 @register_method
@@ -138,7 +154,9 @@ class K3RS(GradientView):
 
     k3 = k - 1 - log k, k = pi_old / mu.
 
-    bound 0.01 (verl `decoupled_k3_rs`; typically 0.001 to 0.01). Without pi_old k is pi / mu.
+    `variant` "areal" takes 1 / k - 1 + log k, which is what AReaL's kl_k3 computes: under samples of mu it
+    does not estimate this divergence, and a token that the trainer finds unlikely counts exponentially. bound
+    0.01 (verl `decoupled_k3_rs`; typically 0.001 to 0.01). Without pi_old k is pi / mu.
     """
 
     name: ClassVar[str] = "k3_rs"
@@ -150,12 +168,14 @@ class K3RS(GradientView):
     veto: float = field(default=0.0, metadata=FRACTION)
     eps_low: float = field(default=0.2, metadata=FRACTION)
     eps_high: float = field(default=0.2, metadata=NOT_NEGATIVE)
+    variant: Literal["k3", "areal"] = field(default="k3", metadata=one_of("k3", "areal"))
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update, or nothing."""
         update = clipped_ratio(ratios.update(), ratios.positive, self.eps_low, self.eps_high)
         mismatch = ratios.log_ratio("old/rollout")
-        k3 = ratios.sequence_mean(mismatch.clamp(max=650.0).expm1() - mismatch)
+        argument = -mismatch if self.variant == "areal" else mismatch
+        k3 = ratios.sequence_mean(argument.clamp(max=650.0).expm1() - argument)
         return update * ratios.spread((k3 <= self.bound) & _not_vetoed(ratios, mismatch, self.veto))
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from mismatch_probe.weights.aggregation import Aggregation
 from mismatch_probe.weights.clipped import STALE_READS, StaleReads
 from mismatch_probe.weights.divergences import probability
 from mismatch_probe.weights.hyperparameters import POSITIVE
@@ -28,6 +29,7 @@ class Sapo(GradientView):
 
     name: ClassVar[str] = "sapo"
     label: ClassVar[str] = "SAPO"
+    aggregation: ClassVar[Aggregation] = "seq-mean-token-mean"
     kept_above: ClassVar[float] = 0.01
 
     tau_pos: float = field(default=1.0, metadata=POSITIVE)

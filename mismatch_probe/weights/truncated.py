@@ -53,8 +53,9 @@ class TokenTIS(GradientView):
 class SequenceTIS(GradientView):
     """Truncated importance sampling by sequence: phi = PPO(pi / pi_old) * min(W, cap), W = prod pi_old / mu.
 
-    Without pi_old the update factor is 1 and W is of pi / mu. cap 2 (verl, which advises 2 to 10), 5 (SkyRL),
-    8 (VCPO, arXiv 2602.17616). verl clamps log W to +-20 first; with a cap below e^20 that changes nothing.
+    Without pi_old the update factor is 1 and W is of pi / mu. `scope` "mean" takes W^(1/T), as ms-swift,
+    AReaL and ROLL ("geometric") do under the same name. cap 2 (verl, which advises 2 to 10), 5 (SkyRL), 8
+    (VCPO, arXiv 2602.17616). verl clamps log W to +-20 first; with a cap below e^20 that changes nothing.
     """
 
     name: ClassVar[str] = "seq_tis"
@@ -63,13 +64,15 @@ class SequenceTIS(GradientView):
     reads: ClassVar[str] = "train/old * old/rollout"
 
     cap: float = field(default=2.0, metadata=POSITIVE)
+    scope: Literal["sequence", "mean"] = field(default="sequence", metadata=one_of("sequence", "mean"))
     eps_low: float = field(default=0.2, metadata=FRACTION)
     eps_high: float = field(default=0.2, metadata=NOT_NEGATIVE)
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update times the truncated sequence weight."""
         update = clipped_ratio(ratios.update(), ratios.positive, self.eps_low, self.eps_high)
-        log_w = ratios.sequence_sum(ratios.log_ratio("old/rollout")).clamp(max=math.log(self.cap))
+        over_tokens = ratios.sequence_sum if self.scope == "sequence" else ratios.sequence_mean
+        log_w = over_tokens(ratios.log_ratio("old/rollout")).clamp(max=math.log(self.cap))
         return update * ratios.spread(log_w.exp())
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mismatch_probe.weights.aggregation import Aggregation, aggregate
 from mismatch_probe.weights.batch import Batch
+from mismatch_probe.weights.clipped import clipped_ratio
 from mismatch_probe.weights.divergences import binary_kl, probability, total_variation
-from mismatch_probe.weights.hyperparameters import NOT_NEGATIVE, limits
+from mismatch_probe.weights.hyperparameters import FRACTION, NOT_NEGATIVE, limits
 from mismatch_probe.weights.method import GradientView
 from mismatch_probe.weights.ratios import Ratios, bounded_exp
 from mismatch_probe.weights.registry import register_method
@@ -63,6 +64,30 @@ class DppoKL(GradientView):
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The ratio inside the trust region."""
         return _dppo(ratios, binary_kl(ratios.rollout, ratios.train), self.delta, self.cap)
+
+
+@register_method
+@dataclass(frozen=True, slots=True)
+class KPop(GradientView):
+    """KPop: phi = PPO(pi / pi_old), 0 where either binary KL of pi_old and mu is above a bound.
+
+    Ling / Ring 2.6 report, section 3.2.3; bound 2.0 nats (AReaL's example, a loose mask; its own
+    configuration class refuses the metric). Without pi_old the update factor is 1 and pi stands for pi_old.
+    """
+
+    name: ClassVar[str] = "kpop"
+    label: ClassVar[str] = "KPop"
+    reads: ClassVar[str] = "train/old * old/rollout"
+
+    bound: float = field(default=2.0, metadata=NOT_NEGATIVE)
+    eps_low: float = field(default=0.2, metadata=FRACTION)
+    eps_high: float = field(default=0.2, metadata=NOT_NEGATIVE)
+
+    def phi(self, ratios: Ratios) -> torch.Tensor:
+        """The clipped update inside the trust region."""
+        old = ratios.train if ratios.old is None else ratios.old
+        keep = (binary_kl(old, ratios.rollout) <= self.bound) & (binary_kl(ratios.rollout, old) <= self.bound)
+        return clipped_ratio(ratios.update(), ratios.positive, self.eps_low, self.eps_high) * keep
 
 
 @register_method

@@ -39,7 +39,8 @@ class Vespo(GradientView):
 
     `is_mode` treats pi_old / mu before it enters W, between `is_min` and `is_max`: TRL's token_truncate
     (clamped) or token_mask (0 outside). Trap: one masked token puts log 1e-8 = -18.4 into log W and the whole
-    sequence gets nothing.
+    sequence gets nothing. Trap: "sequence_broadcast" is what the fork does with verl's rollout_is=sequence:
+    the weight of the whole sequence is summed once per token, so the mismatch enters log W T times.
     """
 
     name: ClassVar[str] = "vespo"
@@ -55,8 +56,8 @@ class Vespo(GradientView):
         default="train/rollout", metadata=one_of("train/rollout", "train/old")
     )
     variant: Literal["exact", "repo", "trl"] = field(default="exact", metadata=one_of("exact", "repo", "trl"))
-    is_mode: Literal["none", "token_truncate", "token_mask"] = field(
-        default="none", metadata=one_of("none", "token_truncate", "token_mask")
+    is_mode: Literal["none", "token_truncate", "token_mask", "sequence_broadcast"] = field(
+        default="none", metadata=one_of("none", "token_truncate", "token_mask", "sequence_broadcast")
     )
     is_max: float | None = field(default=3.0, metadata=limits(optional=True))
     is_min: float | None = field(default=None, metadata=limits(optional=True))
@@ -80,7 +81,10 @@ class Vespo(GradientView):
             update = update.clamp(-_CLAMP, _CLAMP)
         log_w = ratios.sequence_sum(update)
         if ratios.old is not None and self.reads == "train/rollout":
-            log_w = log_w + ratios.sequence_sum(self._treated(ratios.log_ratio("old/rollout")))
+            mismatch = ratios.log_ratio("old/rollout")
+            if self.is_mode == "sequence_broadcast":
+                mismatch = ratios.spread(ratios.sequence_sum(mismatch))
+            log_w = log_w + ratios.sequence_sum(self._treated(mismatch))
         if clamps:
             log_w = log_w.clamp(_FLOOR if self.variant == "trl" else -_CLAMP, _CLAMP)
         return log_w
@@ -88,7 +92,7 @@ class Vespo(GradientView):
     def _treated(self, log_is: torch.Tensor) -> torch.Tensor:
         low = _LOG_ZERO if not self.is_min else math.log(self.is_min)
         high = math.inf if self.is_max is None else math.log(self.is_max)
-        if self.is_mode == "token_truncate":
+        if self.is_mode in ("token_truncate", "sequence_broadcast"):
             log_is = log_is.clamp(low, high)
         elif self.is_mode == "token_mask":
             log_is = log_is.masked_fill((log_is < low) | (log_is > high), _LOG_ZERO)

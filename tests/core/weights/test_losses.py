@@ -10,7 +10,13 @@ import torch
 
 from mismatch_probe.weights import Batch, available_methods, get_method
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+AGGREGATIONS = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+)
 LENGTHS = (4, 1, 7)
 ADVANTAGES = (1.3, -0.7, -2.0)
 ADVANTAGE_TENSOR = torch.tensor(ADVANTAGES, dtype=torch.float64)
@@ -37,6 +43,7 @@ def test_gradient_is_minus_phi_advantage_over_normaliser(name: str, aggregation:
     lengths = torch.tensor(LENGTHS, dtype=torch.float64).repeat_interleave(torch.tensor(LENGTHS))
     normaliser = {
         "token-mean": torch.full_like(lengths, 12.0),
+        "token-sum": torch.ones_like(lengths),
         "seq-mean-token-mean": 3.0 * lengths,
         "seq-mean-token-sum": torch.full_like(lengths, 3.0),
         "seq-mean-token-sum-norm": torch.full_like(lengths, 3.0 * 7.0),
@@ -80,7 +87,8 @@ def sapo_objective(batch: Batch) -> torch.Tensor:
     tau = torch.where(
         batch.advantages > 0, torch.tensor(1.0).double(), torch.tensor(1.05, dtype=torch.float64)
     )
-    return (4 / tau * torch.sigmoid(tau * (ratio(batch) - 1)) * batch.advantages).mean()
+    terms = 4 / tau * torch.sigmoid(tau * (ratio(batch) - 1)) * batch.advantages
+    return torch.stack([row.mean() for row in terms.split(list(LENGTHS))]).mean()
 
 
 def drpo_objective(batch: Batch) -> torch.Tensor:
