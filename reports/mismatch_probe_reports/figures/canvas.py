@@ -1,0 +1,140 @@
+"""Rendering a plot: inline SVG that follows the page's theme, and PNG in a fixed light theme. Both byte-stable."""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from mismatch_probe_reports.figures.style import (
+    CSS_VARIABLES,
+    DPI,
+    FONT,
+    FONT_STACK,
+    LIGHT,
+    SENTINEL,
+    WIDTH_INCHES,
+    Palette,
+    settings,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTION_WIDTH = 150
+CAPTION_LINE_INCHES = 0.2
+HEAD_INCHES = 0.42
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure that can be drawn.
+
+    Attributes:
+        name: File stem and identifier.
+        title: What the figure is, with n.
+        caption: A sentence computed from the numbers that says what to conclude.
+        height_inches: Height of the drawing without title and caption; the width is common.
+        draw: Draws into a figure with the given palette.
+    """
+
+    name: str
+    title: str
+    caption: str
+    height_inches: float
+    draw: Callable[[Figure, Palette], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A figure that cannot be drawn, and why."""
+
+    name: str
+    title: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"figure {self.name} left out: {self.reason}"
+
+
+def to_svg(plot: Plot) -> str:
+    """Return the figure as an `<svg>` element for a page that defines the CSS variables of the style."""
+    with _fixed_settings(SENTINEL, {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": plot.name}):
+        figure = _new_figure(plot, SENTINEL, caption=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", dpi=DPI, metadata={"Date": None}, transparent=True)
+    return _inline(buffer.getvalue(), plot)
+
+
+def to_png(plot: Plot) -> bytes:
+    """Return the figure with title and caption as PNG, 1600 pixels wide at 144 dpi, on white."""
+    with _fixed_settings(LIGHT, {}):
+        figure = _new_figure(plot, LIGHT, caption=True)
+        figure.set_facecolor(LIGHT.surface)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@contextmanager
+def _fixed_settings(palette: Palette, more: dict[str, Any]) -> Iterator[None]:
+    """Draw from matplotlib's defaults and the style alone, whatever a user's matplotlibrc says."""
+    import matplotlib
+
+    defaults: dict[Any, Any] = {
+        key: value
+        for key, value in matplotlib.rcParamsDefault.items()
+        if not key.startswith(("backend", "date."))
+    }
+    defaults.update(settings(palette))
+    defaults.update(more)
+    with matplotlib.rc_context(defaults):
+        yield
+
+
+def _new_figure(plot: Plot, palette: Palette, *, caption: bool) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = textwrap.wrap(plot.caption, CAPTION_WIDTH) if caption else []
+    foot = CAPTION_LINE_INCHES * len(lines) + (0.15 if lines else 0.0)
+    height = plot.height_inches + HEAD_INCHES + foot
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    # Title and caption stand outside the layout's rectangle, so that no axes can run into them.
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0.005, foot / height, 0.99, 1.0 - (HEAD_INCHES + foot) / height))
+    figure.text(
+        0.01, 1.0 - 0.1 / height, plot.title, fontsize=13.0, fontweight="bold", va="top", in_layout=False
+    )
+    if lines:
+        position = (foot - 0.05) / height
+        figure.text(
+            0.01, position, "\n".join(lines), color=palette.muted, va="top", in_layout=False, linespacing=1.35
+        )
+    plot.draw(figure, palette)
+    return figure
+
+
+def _inline(document: str, plot: Plot) -> str:
+    """Turn a stand-alone SVG document into an element that can live beside others in one page."""
+    svg = document[document.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # The rule applies to every element of the page, not to this figure; the page's own style sheet has it.
+    svg = re.sub(r"\s*<defs>\s*<style[^>]*>[^<]*</style>\s*</defs>", "", svg)
+    # Identifiers such as axes_1 repeat in every figure.
+    svg = re.sub(rf'\bid="(?!{plot.name}")', f'id="{plot.name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{plot.name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{plot.name}-", svg)
+    svg = svg.replace(f"'{FONT}'", FONT_STACK)
+    for sentinel, variable in CSS_VARIABLES.items():
+        svg = svg.replace(sentinel, variable)
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    label = escape(f"{plot.title}. {plot.caption}", quote=True)
+    return f'{head} role="img" aria-label="{label}">{rest.rstrip()}'

@@ -1,0 +1,46 @@
+"""Figures as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mismatch_probe.trace.parts import write_atomically
+from mismatch_probe_reports.figures import prepare_figures
+from mismatch_probe_reports.figures.canvas import Missing, Plot, to_png
+from mismatch_probe_reports.reading import Json
+
+
+def write_figures(result: Json, directory: Path) -> list[Path]:
+    """Write every figure that can be drawn; `prepare_figures` gives the reasons for the others.
+
+    Args:
+        result: result.json as a mapping.
+        directory: Where `waterfall.png token_probability.png log_weight_length.png weights.png routing.png` go.
+
+    Raises:
+        OSError: The directory cannot be written to.
+    """
+    return write_prepared(prepare_figures(result), directory)
+
+
+def write_prepared(figures: Sequence[Plot | Missing], directory: Path) -> list[Path]:
+    """Write prepared figures; a file of an earlier report whose figure is now missing is removed."""
+    written = []
+    for figure in figures:
+        path = directory / f"{figure.name}.png"
+        if isinstance(figure, Missing):
+            path.unlink(missing_ok=True)
+            continue
+        write_bytes(path, to_png(figure))
+        written.append(path)
+    return written
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write)

@@ -1,0 +1,1 @@
+"""The parts of the report, each built from result.json alone."""

@@ -1,0 +1,226 @@
+"""Sequence, length and tails: what the drift sums up to over a response."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import zip_longest
+
+from mismatch_probe_reports import format as fmt
+from mismatch_probe_reports.reading import (
+    Json,
+    look_up,
+    pick,
+    read_float,
+    read_list,
+    read_mapping,
+    read_number,
+    read_rows,
+    read_text,
+    why_absent,
+)
+from mismatch_probe_reports.sections.token_drift import bucket_range
+from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate_cell, fact, fact_table
+
+TITLE = "Sequences, length and tails"
+
+
+def k_hat_cell(sequence: Json) -> Cell:
+    """Write the Pareto k-hat of the sequence weights with its threshold and n, or why there is none."""
+    k_hat = read_mapping(sequence.get("k_hat"))
+    if not k_hat:
+        return Cell(fmt.NOT_AVAILABLE, reason=why_absent(sequence.get("k_hat")), tone="muted")
+    count = read_number(k_hat.get("n")).value
+    n = "" if count is None else f"n = {fmt.integer(count)}"
+    reason = read_text(k_hat.get("reason"))
+    state = read_text(k_hat.get("state"), "value")
+    value, good = read_number(k_hat.get("value")).value, read_number(k_hat.get("good_k")).value
+    if state == "exact":
+        return Cell("EXACT", detail=n, reason=reason or "all weights are the same", tone="exact")
+    if state != "value" or value is None:
+        return Cell(
+            fmt.NOT_AVAILABLE, detail=n, reason=reason or f"k-hat is {state.replace('_', ' ')}", tone="muted"
+        )
+    bar = "" if good is None else f"threshold {fmt.number(good, 2)}"
+    tone = "" if good is None else ("pass" if value < good else "fail")
+    return Cell(
+        fmt.number(value, 2), detail=", ".join(part for part in (bar, n) if part), reason=reason, tone=tone
+    )
+
+
+def tail_sentence(sequence: Json) -> str:
+    """Say what ESS and k-hat mean together; ESS is never stated without k-hat and n."""
+    cell = k_hat_cell(sequence)
+    ess = read_number(sequence.get("ess"))
+    stated = (
+        f"ESS n/a ({ess.reason})" if ess.value is None else f"ESS {fmt.percent(ess.value)} of the sequences"
+    )
+    described = f"k-hat {cell.text}" + (f" ({cell.detail})" if cell.detail else "")
+    if cell.tone == "fail":
+        verdict = "the tail is too heavy for this many sequences: ESS is biased upward and means little"
+    elif cell.tone == "pass":
+        verdict = "the tail is light enough for ESS to be read at face value"
+    else:
+        verdict = f"the tail is not judged: {cell.reason}" if cell.reason else "the tail is not judged"
+    return f"{stated}, {described}: {verdict}."
+
+
+def build_sequence(result: Json) -> Section:
+    """Return log W, ESS with k-hat, the length law and quantiles."""
+    sequence = result.get("sequence")
+    if reason := why_absent(sequence):
+        return Section("sequence", TITLE, missing=reason)
+    sequence = read_mapping(sequence)
+    tables = [_facts(sequence), _tails(sequence), _length_law(sequence)]
+    tables += [_by_length(sequence), _quantiles(sequence), _worst(sequence)]
+    return Section(
+        "sequence",
+        TITLE,
+        lead=tail_sentence(sequence),
+        tables=tuple(table for table in tables if table.rows),
+        figures=("log_weight_length",),
+    )
+
+
+def _facts(sequence: Json) -> Table:
+    log_weight = read_mapping(sequence.get("log_weight"))
+    rows = [
+        fact(
+            "Mean log W (nats)",
+            pick(log_weight, "mean"),
+            "Minus the KL of a whole response, so at most 0 in truth",
+        ),
+        fact(
+            "Std of log W (nats)",
+            pick(log_weight, "std"),
+            "Above about 1, sequence weights stop being usable",
+        ),
+        fact(
+            "Gaussian ratio",
+            pick(sequence, "gaussian_ratio"),
+            "1 for pure noise; above 1 heavy tails; far below 1 a shift",
+        ),
+    ]
+    count = read_number(sequence.get("num_sequences")).value
+    note = (
+        "" if count is None else f"n = {fmt.plural(int(count), 'sequence')}; 95 % intervals resample prompts."
+    )
+    return fact_table("sequence-facts", "Log-weight of a response: log W = sum of its log-ratios", rows, note)
+
+
+def _tails(sequence: Json) -> Table:
+    columns = (
+        Column("Quantity", numeric=False),
+        Column("Value"),
+        Column("What it says", numeric=False, rank=2),
+    )
+    rows = (
+        (
+            Cell("Pareto k-hat"),
+            k_hat_cell(sequence),
+            Cell(
+                "Tail index of W; above the threshold, means of W cannot be trusted at this n", tone="muted"
+            ),
+        ),
+        (
+            Cell("ESS (share of n)"),
+            estimate_cell(pick(sequence, "ess"), fmt.percent),
+            Cell("How many equally weighted sequences these are worth; read with k-hat only", tone="muted"),
+        ),
+        (
+            Cell("Largest weight's share"),
+            estimate_cell(pick(sequence, "max_weight_share"), fmt.percent),
+            Cell("Share of the total weight in one sequence", tone="muted"),
+        ),
+        (
+            Cell("Chi-squared"),
+            estimate_cell(pick(sequence, "chi2")),
+            Cell("Mean of W squared minus 1", tone="muted"),
+        ),
+    )
+    return Table("sequence-tails", "Tails of the sequence weight", columns, rows)
+
+
+def _length_law(sequence: Json) -> Table:
+    law = read_mapping(sequence.get("length_law"))
+    if reason := why_absent(sequence.get("length_law")):
+        law = {"reason": reason}
+    horizon = pick(law, "horizon_tokens")
+    horizon = replace(
+        horizon, low=read_float(law.get("horizon_low")), high=read_float(law.get("horizon_high"))
+    )
+    rows = [
+        fact("Kappa (nats per token)", pick(law, "kappa"), "Log W falls by this much per token of response"),
+        fact(
+            "Variance per token",
+            pick(law, "variance_per_token"),
+            "Growth of the variance of log W, nats squared",
+        ),
+        fact(
+            "Slope (2H)",
+            pick(law, "slope"),
+            "1 for independent errors; above 1, errors persist along a response",
+        ),
+        fact(
+            "Horizon (tokens)", horizon, "Length at which sequence weights keep an ESS of 10 %", fmt.integer
+        ),
+    ]
+    if law.get("horizon_from_kappa") is not None:
+        meaning = "The same from kappa alone, if log W were Gaussian"
+        rows.append(
+            fact("Horizon from kappa (tokens)", pick(law, "horizon_from_kappa"), meaning, fmt.integer)
+        )
+    return fact_table("length-law", "Length law", rows)
+
+
+def _by_length(sequence: Json) -> Table:
+    rows = []
+    for bucket in read_rows(look_up(sequence, "length_law", "buckets")):
+        rows.append(
+            (
+                Cell(bucket_range(bucket)),
+                estimate_cell(pick(bucket, "n"), fmt.integer),
+                estimate_cell(pick(bucket, "mean_log_weight")),
+                estimate_cell(pick(bucket, "variance")),
+                estimate_cell(pick(bucket, "gaussian_ratio")),
+            )
+        )
+    columns = (
+        Column("Length (tokens)", numeric=False),
+        Column("Sequences"),
+        Column("Mean log W (nats)"),
+        Column("Variance (nats squared)"),
+        Column("Gaussian ratio"),
+    )
+    return Table("length-buckets", "Log W by response length", columns, tuple(rows))
+
+
+def _worst(sequence: Json) -> Table:
+    rows = []
+    for item in read_rows(sequence.get("worst")):
+        place = [estimate_cell(pick(item, key), fmt.integer).text for key in ("cluster", "sequence")]
+        numbers = [
+            estimate_cell(pick(item, key))
+            for key in ("log_weight", "mean_abs_log_ratio", "max_abs_log_ratio")
+        ]
+        rows.append((Cell(" / ".join(place)), estimate_cell(pick(item, "length"), fmt.integer), *numbers))
+    columns = (
+        Column("Prompt / sequence", numeric=False),
+        Column("Tokens"),
+        Column("Log W (nats)"),
+        Column("Mean |log-ratio| (nats)"),
+        Column("Max |log-ratio| (nats)"),
+    )
+    return Table("worst-sequences", "Worst sequences", columns, tuple(rows), collapsed=True)
+
+
+def _quantiles(sequence: Json) -> Table:
+    quantiles = read_mapping(read_mapping(sequence.get("log_weight")).get("quantiles"))
+    rows = []
+    for level, value in zip_longest(read_list(quantiles.get("levels")), read_list(quantiles.get("values"))):
+        share = read_number(level).value
+        if share is None:
+            continue
+        name = {0.0: "minimum", 1.0: "maximum", 0.5: "median"}.get(share, fmt.percent(share))
+        rows.append((Cell(name), estimate_cell(value)))
+    columns = (Column("Quantile", numeric=False), Column("Log W (nats)"))
+    return Table("sequence-quantiles", "Quantiles of log W", columns, tuple(rows))

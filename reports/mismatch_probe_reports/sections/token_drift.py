@@ -1,0 +1,203 @@
+"""Token drift: how far apart the two sides are, token by token."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+from mismatch_probe_reports import format as fmt
+from mismatch_probe_reports.reading import (
+    Json,
+    pick,
+    read_list,
+    read_mapping,
+    read_number,
+    read_rows,
+    read_text,
+    why_absent,
+)
+from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate_cell, fact, fact_table
+
+TITLE = "Token drift"
+BUCKET_TITLES = {
+    "probability": "By probability (geometric mean of the two sides, so that selection does not fake a trend)",
+    "position": "By position in the response",
+    "entropy": "By entropy of the training side (nats)",
+    "prompt": "By prompt (number of the prompt)",
+    "token_class": "By token class",
+}
+
+
+def build_token(result: Json) -> Section:
+    """Return key numbers, quantiles, extreme tokens and buckets of the per-token log-ratio."""
+    token = result.get("token")
+    if reason := why_absent(token):
+        return Section("token", TITLE, missing=reason)
+    token = read_mapping(token)
+    tables = [_facts(token), _quantiles(read_mapping(token.get("quantiles"))), _extreme(token)]
+    tables += [
+        _buckets(fmt.clean(name), read_rows(rows))
+        for name, rows in read_mapping(token.get("buckets")).items()
+    ]
+    tables.append(_worst(token))
+    return Section(
+        "token",
+        TITLE,
+        lead=_lead(token),
+        tables=tuple(table for table in tables if table.rows),
+        figures=("token_probability",),
+    )
+
+
+def _lead(token: Json) -> str:
+    tokens = read_number(token.get("num_tokens")).value
+    over = "" if tokens is None else f" over {fmt.plural(int(tokens), 'token')}"
+    if token.get("exact") is True:
+        return f"Exact: the two sides give the same number for every token{over}."
+    absolute, k3 = read_number(token.get("mean_abs_log_ratio")), read_number(token.get("k3"))
+    if absolute.value is None:
+        return f"The mean absolute log-ratio cannot be had: {absolute.reason}."
+    sentence = f"On average a token's log-probability moves by {fmt.number(absolute.value)} nats{over}"
+    if k3.value is not None:
+        sentence += f"; K3 is {fmt.number(k3.value)} nats per token"
+    return sentence + "."
+
+
+def _facts(token: Json) -> Table:
+    tokens = read_number(token.get("num_tokens")).n or read_number(token.get("num_tokens")).value
+    rows = [
+        fact(
+            "K3 (nats)", pick(token, "k3"), "KL(mu || pi) per token, never negative; heavy tails dominate it"
+        ),
+        fact(
+            "K1 (nats)",
+            pick(token, "k1"),
+            "The same KL, unbiased; negative means more noise than drift, or a bug",
+        ),
+        fact(
+            "K2 (nats)", pick(token, "k2"), "Half the mean square: little noise, biased when drift is large"
+        ),
+        fact(
+            "Mean log-ratio (nats)",
+            pick(token, "mean_log_ratio"),
+            "At most 0 in truth; clearly positive proves a bug",
+        ),
+        fact("Mean |log-ratio| (nats)", pick(token, "mean_abs_log_ratio"), "Typical size of the drift"),
+        fact("Max |log-ratio| (nats)", pick(token, "max_abs_log_ratio"), "The worst single token"),
+        fact(
+            "Mean ratio",
+            pick(token, "mean_ratio"),
+            "1 in truth; below 1 estimates probability cut off by sampling",
+        ),
+        fact("Chi-squared", pick(token, "chi2"), "Variance of the token ratio"),
+    ]
+    note = (
+        "" if tokens is None else f"n = {fmt.plural(int(tokens), 'token')}; 95 % intervals resample prompts."
+    )
+    return fact_table("token-facts", "Key numbers per token", rows, note)
+
+
+def _quantiles(quantiles: Json) -> Table:
+    levels = read_list(quantiles.get("levels"))
+    signed, absolute = read_list(quantiles.get("log_ratio")), read_list(quantiles.get("abs_log_ratio"))
+    rows = []
+    for level, left, right in zip_longest(levels, signed, absolute):
+        value = read_number(level).value
+        if value is None:
+            continue
+        name = {0.0: "minimum", 1.0: "maximum", 0.5: "median"}.get(value, fmt.percent(value))
+        rows.append((Cell(name), estimate_cell(left), estimate_cell(right)))
+    columns = (Column("Quantile", numeric=False), Column("Log-ratio (nats)"), Column("|Log-ratio| (nats)"))
+    return Table("token-quantiles", "Quantiles of the log-ratio", columns, tuple(rows))
+
+
+def _extreme(token: Json) -> Table:
+    rows = []
+    for item in read_rows(token.get("extreme")):
+        tau = read_number(item.get("tau")).value
+        name = (
+            "ratio beyond an unnamed factor"
+            if tau is None
+            else f"ratio above {fmt.tick(tau)} or below 1/{fmt.tick(tau)}"
+        )
+        rows.append((Cell(name), estimate_cell(pick(item, "rate"), fmt.percent)))
+    share = read_mapping(token.get("top_share"))
+    fraction = read_number(share.get("fraction")).value
+    if fraction is not None:
+        worst = f"the worst {fmt.percent(fraction)} of tokens"
+        rows.append((Cell(f"share of all K3 in {worst}"), estimate_cell(pick(share, "k3"), fmt.percent)))
+        rows.append(
+            (
+                Cell(f"share of all |log-ratio| in {worst}"),
+                estimate_cell(pick(share, "abs_log_ratio"), fmt.percent),
+            )
+        )
+    columns = (Column("Tail", numeric=False), Column("Share of tokens, or of the sum"))
+    return Table("token-tail", "Extreme tokens", columns, tuple(rows))
+
+
+def _buckets(name: str, buckets: list[Json]) -> Table:
+    rows = []
+    for bucket in buckets:
+        rows.append(
+            (
+                Cell(bucket_range(bucket)),
+                estimate_cell(pick(bucket, "n"), fmt.integer),
+                _bucket_value(bucket, "mean_log_ratio"),
+                _bucket_value(bucket, "mean_abs_log_ratio"),
+                _bucket_value(bucket, "k3"),
+            )
+        )
+    columns = (
+        Column(name.capitalize().replace("_", " "), numeric=False),
+        Column("Tokens"),
+        Column("Mean log-ratio (nats)"),
+        Column("Mean |log-ratio| (nats)"),
+        Column("K3 (nats)"),
+    )
+    return Table(
+        f"buckets-{name}",
+        BUCKET_TITLES.get(name, f"By {name}"),
+        columns,
+        tuple(rows),
+        collapsed=len(rows) > 12,
+    )
+
+
+def _worst(token: Json) -> Table:
+    rows = []
+    for item in read_rows(token.get("worst")):
+        place = [
+            estimate_cell(pick(item, key), fmt.integer).text for key in ("cluster", "sequence", "position")
+        ]
+        logprobs = [
+            estimate_cell(pick(item, key)) for key in ("log_ratio", "rollout_logprob", "train_logprob")
+        ]
+        rows.append((Cell(" / ".join(place)), *logprobs))
+    columns = (
+        Column("Prompt / sequence / position", numeric=False),
+        Column("Log-ratio (nats)"),
+        Column("log mu (rollout)"),
+        Column("log pi (training)"),
+    )
+    return Table("worst-tokens", "Worst tokens", columns, tuple(rows), collapsed=True)
+
+
+def bucket_range(bucket: Json) -> str:
+    """Write the half-open range of a bucket."""
+    low, high = read_number(bucket.get("low")).value, read_number(bucket.get("high")).value
+    label = read_text(bucket.get("label"))
+    if label:
+        return label
+    if low is not None and low == high:
+        return fmt.tick(low)
+    if low is None and high is None:
+        return "range not reported"
+    if high is None:
+        return f"{fmt.tick(low or 0.0)} and more"
+    return f"below {fmt.tick(high)}" if low is None else f"{fmt.tick(low)} to {fmt.tick(high)}"
+
+
+def _bucket_value(bucket: Json, key: str) -> Cell:
+    if bucket.get(key) is None and read_number(bucket.get("n")).value == 0:
+        return Cell(fmt.NOT_AVAILABLE, reason="no tokens in this bucket", tone="muted")
+    return estimate_cell(bucket.get(key))

@@ -1,0 +1,45 @@
+"""Writing the files of a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mismatch_probe_reports.figures import prepare_figures
+from mismatch_probe_reports.figures.canvas import Missing
+from mismatch_probe_reports.html import render_page
+from mismatch_probe_reports.png import write_bytes, write_prepared
+from mismatch_probe_reports.reading import Json
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """What was written.
+
+    Attributes:
+        html: The page.
+        figures: PNG files.
+        skipped: Figures that were left out; `str()` of one gives its name and the reason.
+    """
+
+    html: Path
+    figures: tuple[Path, ...]
+    skipped: tuple[Missing, ...]
+
+
+def write_report(result: Json, run_dir: Path) -> ReportFiles:
+    """Write report.html and figures/*.png into a run directory; each file appears whole or not at all.
+
+    Args:
+        result: result.json as a mapping.
+        run_dir: The run directory.
+
+    Raises:
+        OSError: The directory cannot be written to.
+    """
+    figures = prepare_figures(result)
+    html = run_dir / "report.html"
+    write_bytes(html, render_page(result, figures).encode("utf-8"))
+    written = write_prepared(figures, run_dir / "figures")
+    skipped = tuple(figure for figure in figures if isinstance(figure, Missing))
+    return ReportFiles(html, tuple(written), skipped)
