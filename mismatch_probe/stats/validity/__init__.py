@@ -9,6 +9,7 @@ from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.stats.layout import SequenceLayout
 from mismatch_probe.stats.validity.alignment import check_rows, check_shift
 from mismatch_probe.stats.validity.check import Check
+from mismatch_probe.stats.validity.identity import check_edges, check_padding, check_same_tokens
 from mismatch_probe.stats.validity.lattice import (
     HeadLattice,
     bfloat16_spacing,
@@ -36,11 +37,14 @@ __all__ = [
     "HeadLattice",
     "TemperatureRatio",
     "bfloat16_spacing",
+    "check_edges",
     "check_finite",
     "check_head_lattice",
     "check_mean_sign",
     "check_not_positive",
+    "check_padding",
     "check_rows",
+    "check_same_tokens",
     "check_sampled_law",
     "check_shift",
     "check_sides_differ",
@@ -62,7 +66,7 @@ def validity_checks(
     *,
     entropy: npt.ArrayLike | None = None,
 ) -> tuple[Check, ...]:
-    """Runs every check in the order of their codes, MP102 to MP111.
+    """Runs every check.
 
     Values that are not log-probabilities (MP102) are left out of all checks after it.
 
@@ -100,10 +104,13 @@ def validity_checks(
         spread = None
     return (
         *first,
+        check_padding(train, rollout, layout),
+        check_same_tokens(train, rollout, layout),
+        check_edges(train, rollout, layout),
         check_mean_sign(log_ratio, layout),
         check_shift(train, rollout, layout),
         check_temperature(train, rollout, layout),
-        check_support(log_ratio, layout),
+        check_support(train, rollout, layout),
         check_sides_differ(train, rollout),
         check_head_lattice(train, rollout),
         check_rows(train, rollout, layout),

@@ -14,7 +14,7 @@ from mismatch_probe.stats.validity.check import Check, not_run
 
 SPACINGS = (0.0625, 0.125, 0.25)
 """Distance of neighbouring bfloat16 numbers in [8, 16), [16, 32) and [32, 64), where logits lie."""
-CONCENTRATION_BAR = 0.25
+CONCENTRATION_BAR = 0.08
 MIN_TOKENS = 200
 BINS_PER_SPACING = 16
 SPAN = 4
