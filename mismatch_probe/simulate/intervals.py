@@ -20,7 +20,7 @@ class PromptSums:
 
     Attributes:
         columns: By name, float64 [prompts].
-        resamples: Bootstrap resamples of an interval.
+        resamples: Bootstrap resamples of an interval; 0 gives values without intervals.
         seed: Of the resampling; the same draws for every statistic.
     """
 
@@ -40,7 +40,8 @@ class PromptSums:
         """Value and 95 % interval of a function of sums that does not change with their scale.
 
         Args:
-            names: Columns, in the order that `function` takes them; the first one must not hang on one prompt.
+            names: Columns, in the order that `function` takes them; the first one must not hang on one
+                prompt.
             function: From one array of sums per column to an array of values; NaN where undefined.
             n: Observations the value rests on.
             missing: The reason, where the value is undefined.
@@ -55,6 +56,10 @@ class PromptSums:
         table = table[np.any(table != 0, axis=1)]
         if len(table) == 0:
             return Estimate(None, None, None, n, missing)
+        if self.resamples == 0:
+            value = float(function(*table.sum(axis=0)))
+            reason = "no interval was asked for" if np.isfinite(value) else missing
+            return Estimate(value if np.isfinite(value) else None, None, None, n, reason)
         made = interval_from_table(table, statistic, n=n, resamples=self.resamples, seed=self.seed)
         if made.value is None:
             return replace(made, reason=missing)
