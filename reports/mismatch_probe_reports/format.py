@@ -31,7 +31,7 @@ def clean(text: object) -> str:
 def number(value: float, digits: int = 3) -> str:
     """Write a finite number with `digits` significant digits.
 
-    Plain notation from 1e-4 to 1e6 with thousands separators, scientific notation without padded exponents
+    Plain notation from 1e-3 to 1e6 with thousands separators, scientific notation without padded exponents
     elsewhere.
     """
     if not math.isfinite(value):
@@ -39,11 +39,11 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     magnitude = abs(value)
-    if not 1e-4 <= magnitude < 1e6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    # The exponent after rounding: 0.9996 with three digits is 1.00.
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if not 1e-3 <= magnitude < 1e6:
         return f"{mantissa}e{int(exponent)}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(magnitude)))
-    return f"{value:,.{decimals}f}"
+    return f"{value:,.{max(0, digits - 1 - int(exponent))}f}"
 
 
 def integer(value: float) -> str:
@@ -80,7 +80,7 @@ def tick(value: float) -> str:
 
 def with_unit(value: float, unit: str) -> str:
     """Write a value with its unit; counts as integers, shares and plain ratios without a unit word."""
-    if unit in {"fraction", "share"}:
+    if unit.split(" ")[0] in {"fraction", "share"}:
         return percent(value)
     whole = float(value).is_integer() and abs(value) < 1e15
     text = integer(value) if whole and unit not in {"nats", "nat", "ratio"} else number(value)

@@ -24,11 +24,12 @@ from mismatch_probe_reports.figures.style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 CAPTION_WIDTH = 150
 CAPTION_LINE_INCHES = 0.2
-HEAD_INCHES = 0.42
+HEAD_INCHES = 0.45
+FOOT_INCHES = 0.12
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,14 @@ class Plot:
         title: What the figure is, with n.
         caption: A sentence computed from the numbers that says what to conclude.
         height_inches: Height of the drawing without title and caption; the width is common.
-        draw: Draws into a figure with the given palette.
+        draw: Draws into a part of a figure with the given palette.
     """
 
     name: str
     title: str
     caption: str
     height_inches: float
-    draw: Callable[[Figure, Palette], None]
+    draw: Callable[[SubFigure, Palette], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +103,16 @@ def _new_figure(plot: Plot, palette: Palette, *, caption: bool) -> Figure:
     from matplotlib.figure import Figure
 
     lines = textwrap.wrap(plot.caption, CAPTION_WIDTH) if caption else []
-    foot = CAPTION_LINE_INCHES * len(lines) + (0.15 if lines else 0.0)
-    height = plot.height_inches + HEAD_INCHES + foot
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    heights = [HEAD_INCHES, plot.height_inches, FOOT_INCHES + CAPTION_LINE_INCHES * len(lines)]
+    figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    # Title and caption stand outside the layout's rectangle, so that no axes can run into them.
-    engine: Any = figure.get_layout_engine()
-    engine.set(rect=(0.005, foot / height, 0.99, 1.0 - (HEAD_INCHES + foot) / height))
-    figure.text(
-        0.01, 1.0 - 0.1 / height, plot.title, fontsize=13.0, fontweight="bold", va="top", in_layout=False
-    )
+    # Title and caption have bands of their own, so that neither axes nor legends can run into them.
+    bands: Any = figure.subfigures(3, 1, height_ratios=heights, hspace=0.0)
+    head, body, foot = bands
+    head.text(0.01, 0.35, plot.title, fontsize=13.0, fontweight="bold", va="center")
     if lines:
-        position = (foot - 0.05) / height
-        figure.text(
-            0.01, position, "\n".join(lines), color=palette.muted, va="top", in_layout=False, linespacing=1.35
-        )
-    plot.draw(figure, palette)
+        foot.text(0.01, 0.9, "\n".join(lines), color=palette.muted, va="top", linespacing=1.3)
+    plot.draw(body, palette)
     return figure
 
 

@@ -15,7 +15,7 @@ from mismatch_probe_reports.figures.style import Palette, plain_ticks
 from mismatch_probe_reports.reading import Json, look_up, read_array, read_number, why_absent
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import SubFigure
 
 NAME = "log_weight_length"
 TITLE = "Log-weight of each response against its length"
@@ -23,6 +23,7 @@ HEIGHT_INCHES = 4.9
 DRAWABLE = 1e100
 # Gaussian noise would put 95 % there.
 EXPECTED_INSIDE = 0.93
+ENOUGH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def prepare(result: Json) -> Plot | Missing:
     title = f"{TITLE} (n = {fmt.plural(int(total), 'sequence')}"
     title += f", {fmt.integer(int(usable.sum()))} drawn)" if usable.sum() < total else ")"
 
-    def draw(figure: Figure, palette: Palette) -> None:
+    def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, scatter)
 
     return Plot(NAME, title, _caption(scatter), HEIGHT_INCHES, draw)
@@ -105,13 +106,17 @@ def _caption(scatter: Scatter) -> str:
     at_end = -scatter.kappa * longest
     inside = scatter.inside()
     trend = f"Log W changes by {fmt.number(-scatter.kappa)} nats per token, {fmt.number(at_end)} at {fmt.integer(longest)}"
+    if len(scatter.length) < ENOUGH:
+        return (
+            f"{trend} tokens; {fmt.plural(len(scatter.length), 'sequence')} are too few to judge the spread."
+        )
     share = f"{fmt.percent(inside)} of the sequences lie inside two standard deviations"
     if inside >= EXPECTED_INSIDE:
         return f"{trend} tokens; {share}: noise that adds up token by token."
     return f"{trend} tokens; only {share}: a few sequences drift far more than the rest."
 
 
-def _draw(figure: Figure, palette: Palette, scatter: Scatter) -> None:
+def _draw(figure: SubFigure, palette: Palette, scatter: Scatter) -> None:
     axes = figure.subplots()
     axes.axhline(0.0, color=palette.muted, linewidth=0.9)
     if scatter.kappa is not None and scatter.sigma is not None:

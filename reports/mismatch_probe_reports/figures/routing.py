@@ -23,7 +23,7 @@ from mismatch_probe_reports.reading import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import SubFigure
 
 NAME = "routing"
 TITLE = "Routing: agreement of the experts by layer"
@@ -63,7 +63,7 @@ def prepare(result: Json) -> Plot | Missing:
         f" (n = {fmt.plural(int(tokens), 'token')})" if tokens is not None else " (n not reported)"
     )
 
-    def draw(figure: Figure, palette: Palette) -> None:
+    def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, measures, flips)
 
     return Plot(NAME, title, _caption(routing, measures[0]), HEIGHT_INCHES, draw)
@@ -97,7 +97,7 @@ def _caption(routing: Json, measure: Measure) -> str:
     return sentence + "."
 
 
-def _draw(figure: Figure, palette: Palette, measures: list[Measure], flips: NDArray[np.float64]) -> None:
+def _draw(figure: SubFigure, palette: Palette, measures: list[Measure], flips: NDArray[np.float64]) -> None:
     if len(flips):
         by_layer, per_token = figure.subplots(1, 2, width_ratios=[2.1, 1.0])
         _draw_flips(per_token, palette, flips)
@@ -131,8 +131,8 @@ def _draw_measures(panel: Axes, palette: Palette, measures: list[Measure]) -> No
             label=measure.label,
         )
         lowest = min(lowest, float((measure.value - below).min()))
-    room = max(1.0 - lowest, 1e-4)
-    panel.set_ylim(lowest - 0.08 * room, 1.0 + 0.06 * room)
+    room = max(1.0 - lowest, 0.01)
+    panel.set_ylim(1.0 - 1.08 * room, 1.0 + 0.06 * room)
     panel.set_title("By layer", fontweight="bold")
     panel.set_xlabel("layer of the model")
     panel.set_ylabel("share of tokens that agree (Jaccard: mean)")

@@ -23,7 +23,7 @@ from mismatch_probe_reports.reading import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import SubFigure
 
 NAME = "token_probability"
 TITLE = "Token drift against token probability"
@@ -76,7 +76,7 @@ def prepare(result: Json) -> Plot | Missing:
     title = f"{TITLE} (n = {fmt.plural(drawn, 'token')}"
     title += f"; {fmt.integer(zeros)} exactly equal ones not drawn)" if zeros else ")"
 
-    def draw(figure: Figure, palette: Palette) -> None:
+    def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, histogram)
 
     return Plot(NAME, title, _caption(histogram), HEIGHT_INCHES, draw)
@@ -115,7 +115,7 @@ def _caption(histogram: Histogram) -> str:
         f"The median |log-ratio| is {fmt.number(rare)} nats {where} and {fmt.number(likely)} near {sure}"
     )
     if rare > 3 * likely:
-        return f"{comparison}: unlikely tokens carry the drift, and they are the ones that weights act on."
+        return f"{comparison}: unlikely tokens drift more, and they are what weights act on."
     if likely > 3 * rare:
         return (
             f"{comparison}: likely tokens drift more, which noise of the logits does not do; look for a bug."
@@ -134,7 +134,7 @@ def _logarithmic(histogram: Histogram) -> bool:
     return bool(edges[0] > 0 and edges[-1] / edges[0] > 50)
 
 
-def _draw(figure: Figure, palette: Palette, histogram: Histogram) -> None:
+def _draw(figure: SubFigure, palette: Palette, histogram: Histogram) -> None:
     from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 
     axes = figure.subplots()
@@ -170,7 +170,9 @@ def _draw(figure: Figure, palette: Palette, histogram: Histogram) -> None:
     )
     axes.set_xlabel("probability of the sampled token (geometric mean of the two sides)")
     axes.set_ylabel("|log-ratio| (nats, log scale)")
-    axes.set_xlim(histogram.probability[0], histogram.probability[-1])
+    columns = np.flatnonzero(histogram.counts.sum(axis=1))
+    left, right = histogram.probability[columns[0]], histogram.probability[columns[-1] + 1]
+    axes.set_xlim(min(left, right / 100) if _logarithmic(histogram) else left, right)
     filled = np.flatnonzero(histogram.counts.sum(axis=0))
     axes.set_ylim(histogram.log10_drift[filled[0]] - 0.1, histogram.log10_drift[filled[-1] + 1] + 0.1)
     whole = np.arange(math.ceil(axes.get_ylim()[0]), math.floor(axes.get_ylim()[1]) + 1)

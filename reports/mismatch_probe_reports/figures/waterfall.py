@@ -24,11 +24,12 @@ from mismatch_probe_reports.sections.legs import is_exact, step_name, step_role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import SubFigure
 
 NAME = "waterfall"
 TITLE = "Legs: K3 of each step from sampler to trainer"
 LOG_SCALE_SPAN = 200.0
+LABEL_WIDTH = 60
 FILL_INDEX = {"chain": 0, "joint": 5, "total": 1, "replay": 2, "reference": 3, "floor": 4, "other": 5}
 
 
@@ -57,15 +58,15 @@ def prepare(result: Json) -> Plot | Missing:
     chain = [bar for bar in bars if bar.role == "chain"]
     total = next((bar for bar in bars if bar.role == "total"), None)
     others = [bar for bar in bars if bar.role not in {"chain", "total"}]
-    logarithmic = _needs_log([*bars])
+    logarithmic = _needs_log(bars)
     upper = [*chain, *([total] if total else [])] if logarithmic else _stack(chain, total)
     counts = [bar.k3.n for bar in bars if bar.k3.n]
     title = TITLE + (f" (n = {fmt.plural(max(counts), 'token')})" if counts else "")
 
-    def draw(figure: Figure, palette: Palette) -> None:
+    def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, upper, others, floor, logarithmic=logarithmic)
 
-    height = 1.5 + 0.52 * (len(upper) + len(others)) + (0.5 if others and upper else 0.0)
+    height = 1.6 + 0.52 * (len(upper) + len(others)) + (0.5 if others and upper else 0.0)
     return Plot(NAME, title, _caption(chain, total, others, floor), height, draw)
 
 
@@ -122,12 +123,8 @@ def _caption(chain: list[Bar], total: Bar | None, others: list[Bar], floor: tupl
     sentences = []
     if known:
         largest = max(known, key=lambda bar: bar.k3.value or 0.0)
-        sentences.append(
-            f"Most of the drift arises between {largest.label.replace(' -> ', ' and ')}"
-            f" (K3 {fmt.number(largest.k3.value or 0.0)} nats per token)."
-            if len(known) > 1
-            else f"One step was measured, {largest.label}: K3 {fmt.number(largest.k3.value or 0.0)} nats per token."
-        )
+        which = "The largest step is" if len(known) > 1 else "One step was measured,"
+        sentences.append(f"{which} {largest.label}: K3 {fmt.number(largest.k3.value or 0.0)} nats per token.")
     value = total.k3.value if total else None
     if value is not None and floor is not None:
         sentences.append(f"The total is {fmt.times(value / floor[0])} the floor of {fmt.number(floor[0])}.")
@@ -139,54 +136,37 @@ def _caption(chain: list[Bar], total: Bar | None, others: list[Bar], floor: tupl
     return " ".join(sentences) or "No step has a K3; the table of steps gives the reasons."
 
 
-def _draw(
-    figure: Figure,
-    palette: Palette,
-    upper: list[Bar],
-    others: list[Bar],
-    floor: tuple[float, str] | None,
-    *,
-    logarithmic: bool,
-) -> None:
-    groups = [
-        (group, title)
-        for group, title in ((upper, "From sampler to trainer"), (others, "For comparison"))
-        if group
-    ]
-    axes = figure.subplots(
-        len(groups), 1, sharex=True, squeeze=False, height_ratios=[len(group) for group, _ in groups]
-    )
-    left, right = _limits([*upper, *others], floor, logarithmic=logarithmic)
-    for row, (group, title) in enumerate(groups):
-        panel: Axes = axes[row, 0]
-        panel.set_title(title, fontweight="bold")
-        panel.grid(visible=False, axis="y")
-        if logarithmic:
-            panel.set_xscale("log")
-        panel.set_xlim(left, right)
-        for position, bar in enumerate(group):
-            _draw_bar(panel, palette, bar, position, left if logarithmic else bar.start)
-        if floor is not None:
-            panel.axvline(floor[0], color=palette.foreground, linestyle=(0, (4, 2)), linewidth=1.3)
-        panel.set_yticks(range(len(group)), [_two_lines(bar) for bar in group])
-        panel.tick_params(axis="y", length=0)
-        panel.set_ylim(len(group) - 0.45, -0.55)
-    bottom: Axes = axes[-1, 0]
-    plain_ticks(bottom, x=True)
-    scale = "log scale, side by side" if logarithmic else "steps stacked"
-    note = "" if floor is None else f";  dashed line: noise floor {fmt.number(floor[0])} from {floor[1]}"
-    bottom.set_xlabel(f"K3 (nats per token), {scale}, bars with 95 % intervals{note}")
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The K3 axis: linear for stacked bars, or the exponent of ten where steps differ by orders of magnitude.
+
+    matplotlib's own logarithmic axis overflows near the ends of float64, which a broken engine's K3 can reach.
+    """
+
+    logarithmic: bool
+    left: float
+    right: float
+
+    def place(self, value: float) -> float:
+        """Return where a value stands; what is too small for a logarithm stands at the left end."""
+        if not self.logarithmic:
+            return value
+        return max(math.log10(value), self.left) if value > 0 else self.left
+
+    def start(self, bar: Bar) -> float:
+        """Return where a bar starts."""
+        return self.left if self.logarithmic else bar.start
 
 
-def _limits(bars: list[Bar], floor: tuple[float, str] | None, *, logarithmic: bool) -> tuple[float, float]:
+def _scale(bars: list[Bar], floor: tuple[float, str] | None, *, logarithmic: bool) -> Scale:
     ends = [end for bar in bars for end in _ends(bar)] + ([floor[0]] if floor else [])
     if logarithmic:
-        positive = [end for end in ends if end > 0]
-        return 10.0 ** math.floor(math.log10(min(positive)) - 0.3), 10.0 ** (math.log10(max(positive)) + 0.15)
+        exponents = [math.log10(end) for end in ends if end > 0]
+        return Scale(True, math.floor(min(exponents) - 0.3), max(exponents) + 0.15)
     low, high = min([0.0, *ends]), max([0.0, *ends])
     if high == low:
-        return 0.0, 1.0
-    return low - (0.04 * (high - low) if low < 0 else 0.0), high + 0.04 * (high - low)
+        return Scale(False, 0.0, 1.0)
+    return Scale(False, low - (0.04 * (high - low) if low < 0 else 0.0), high + 0.04 * (high - low))
 
 
 def _ends(bar: Bar) -> list[float]:
@@ -196,7 +176,50 @@ def _ends(bar: Bar) -> list[float]:
     return [bar.start, *(bar.start + end for end in ends)] if bar.start else ends
 
 
-def _draw_bar(panel: Axes, palette: Palette, bar: Bar, position: int, left: float) -> None:
+def _draw(
+    figure: SubFigure,
+    palette: Palette,
+    upper: list[Bar],
+    others: list[Bar],
+    floor: tuple[float, str] | None,
+    *,
+    logarithmic: bool,
+) -> None:
+    titled = ((upper, "From sampler to trainer"), (others, "For comparison"))
+    groups = [(group, title) for group, title in titled if group]
+    heights = [len(group) for group, _ in groups]
+    axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)
+    scale = _scale([*upper, *others], floor, logarithmic=logarithmic)
+    for row, (group, title) in enumerate(groups):
+        panel: Axes = axes[row, 0]
+        panel.set_title(title, fontweight="bold")
+        panel.grid(visible=False, axis="y")
+        panel.set_xlim(scale.left, scale.right)
+        for position, bar in enumerate(group):
+            _draw_bar(panel, palette, bar, position, scale)
+        if floor is not None:
+            line: dict[str, Any] = {"color": palette.foreground, "linestyle": (0, (4, 2)), "linewidth": 1.3}
+            label = f"noise floor {fmt.number(floor[0])} ({_short(floor[1])})"
+            panel.axvline(scale.place(floor[0]), label=label, **line)
+        panel.set_yticks(range(len(group)), [_two_lines(bar) for bar in group])
+        panel.tick_params(axis="y", length=0, labelsize=9.5)
+        panel.set_ylim(len(group) - 0.45, -0.55)
+    bottom: Axes = axes[-1, 0]
+    if logarithmic:
+        exponents = range(math.ceil(scale.left), math.floor(scale.right) + 1)
+        shown = exponents[:: max(1, len(exponents) // 8)]
+        bottom.set_xticks(list(shown), [fmt.tick(10.0**exponent) for exponent in shown])
+    elif all(bar.exact for bar in (*upper, *others)):
+        bottom.set_xticks([0.0], ["0"])
+    else:
+        plain_ticks(bottom, x=True)
+    how = "log scale, side by side" if logarithmic else "steps stacked"
+    bottom.set_xlabel(f"K3 (nats per token), {how}, with 95 % intervals")
+    if floor is not None:
+        figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower left")
+
+
+def _draw_bar(panel: Axes, palette: Palette, bar: Bar, position: int, scale: Scale) -> None:
     index = FILL_INDEX.get(bar.role, 5)
     beside: dict[str, Any] = {
         "transform": panel.get_yaxis_transform(),
@@ -212,10 +235,10 @@ def _draw_bar(panel: Axes, palette: Palette, bar: Bar, position: int, left: floa
         reason = textwrap.fill(f"{fmt.NOT_AVAILABLE}: {bar.k3.reason}", 34, max_lines=2, placeholder=" ...")
         panel.text(1.01, position, reason, color=palette.muted, **beside)
         return
-    end = max(value, left) if panel.get_xscale() == "log" else bar.start + value
+    left = scale.start(bar)
     panel.barh(
         position,
-        end - left,
+        scale.place(bar.start + value) - left,
         left=left,
         height=0.62,
         facecolor=palette.fills[index],
@@ -225,20 +248,18 @@ def _draw_bar(panel: Axes, palette: Palette, bar: Bar, position: int, left: floa
     )
     label = fmt.number(value)
     if bar.k3.low is not None and bar.k3.high is not None:
-        low, high = max(bar.start + bar.k3.low, panel.get_xlim()[0]), bar.start + bar.k3.high
-        panel.plot(
-            [low, high],
-            [position, position],
-            color=palette.foreground,
-            marker="|",
-            markersize=9,
-            linewidth=1.4,
-        )
+        ends = [scale.place(bar.start + end) for end in (bar.k3.low, bar.k3.high)]
+        line: dict[str, Any] = {"color": palette.foreground, "marker": "|", "markersize": 9, "linewidth": 1.4}
+        panel.plot(ends, [position, position], **line)
         label += f"  [{fmt.number(bar.k3.low)}, {fmt.number(bar.k3.high)}]"
     panel.text(1.01, position, label, **beside)
 
 
 def _two_lines(bar: Bar) -> str:
-    """Write a step and, below it, what it means, cut to one line."""
-    meaning = textwrap.shorten(bar.meaning, 52, placeholder=" ...")
-    return f"{bar.label}\n{meaning}" if meaning else bar.label
+    """Write a step and, below it, what it means, each cut to one line."""
+    return f"{_short(bar.label)}\n{_short(bar.meaning)}" if bar.meaning else _short(bar.label)
+
+
+def _short(text: str) -> str:
+    """Cut a string of the result to one line of a figure."""
+    return text if len(text) <= LABEL_WIDTH else f"{text[: LABEL_WIDTH - 4]} ..."

@@ -25,7 +25,7 @@ from mismatch_probe_reports.sections.weights import method_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import SubFigure
 
 NAME = "weights"
 TITLE = "Weights: coefficient phi against log W"
@@ -34,6 +34,8 @@ MOST_METHODS = len(LINE_STYLES)
 DRAWABLE = 1e100
 # Higher coefficients than this leave the panel: plain importance weights would flatten every other curve.
 TOP_PHI = 6.0
+# Both mean coefficients together within this of 1.
+UNCHANGED = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def prepare(result: Json) -> Plot | Missing:
     title = TITLE + (f" (n = {fmt.plural(int(total), 'sequence')}" if total else " (n not reported")
     title += f"; {len(drawn)} of {len(curves)} methods drawn)" if len(drawn) < len(curves) else ")"
 
-    def draw(figure: Figure, palette: Palette) -> None:
+    def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, drawn, spread)
 
     return Plot(NAME, title, _caption(result, names, methods), HEIGHT_INCHES, draw)
@@ -135,6 +137,8 @@ def _caption(result: Json, names: list[str], methods: Json) -> str:
     if not masses:
         return "Where the histogram is, the height of a curve is the weight that a token of this run gets."
     nearest, farthest = min(masses), max(masses)
+    if farthest[0] < UNCHANGED:
+        return "At this run's drift every method leaves the gradient practically as it is: all mean phi are near 1."
     sentence = (
         f"At this run's drift {nearest[1]} changes the gradient least"
         f" (mean phi {fmt.number(nearest[2])} for A > 0, {fmt.number(nearest[3])} for A < 0)"
@@ -157,7 +161,7 @@ def _span(curves: list[Curve], spread: Spread | None) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _draw(figure: Figure, palette: Palette, curves: list[Curve], spread: Spread | None) -> None:
+def _draw(figure: SubFigure, palette: Palette, curves: list[Curve], spread: Spread | None) -> None:
     rows = 2 if spread is not None else 1
     axes = figure.subplots(rows, 2, sharex=True, sharey="row", squeeze=False, height_ratios=[3.2, 1.0][:rows])
     low, high = _span(curves, spread)
@@ -198,14 +202,16 @@ def _draw_curve(
     )
     style = LINE_STYLES[index] if curve.continuous else "none"
     spacing = max(1, int(near.sum()) // 12)
+    hollow = index % 2 == 1 or not curve.continuous
     panel.plot(
         curve.log_weight[near],
         heights[near],
         color=palette.series[index],
         linestyle=style,
         marker=MARKERS[index],
-        markersize=5,
-        markerfacecolor=palette.series[index] if index % 2 == 0 else palette.surface,
+        # Means of several token-level methods often coincide: nested outlines stay apart.
+        markersize=5 if curve.continuous else 10 - 1.3 * index,
+        markerfacecolor="none" if hollow else palette.series[index],
         markevery=(index * spacing // MOST_METHODS, spacing) if curve.continuous else None,
         label=curve.label,
     )
