@@ -53,6 +53,7 @@ from mismatch_probe.stats.kl import (
 )
 from mismatch_probe.stats.layout import SequenceLayout
 from mismatch_probe.stats.length_law import Extrapolation, LengthBucket, LengthLaw, length_law
+from mismatch_probe.stats.naming import FrameworkMetric, framework_metrics
 from mismatch_probe.stats.pareto import ParetoK, pareto_k, smooth_log_weights
 from mismatch_probe.stats.sequence_summary import SequenceSummary, summarise_sequences
 from mismatch_probe.stats.step_summary import StepCovariance, StepSummary, covariance_of_steps, summarise_step
@@ -73,6 +74,7 @@ __all__ = [
     "Estimate",
     "Extrapolation",
     "ExtremeRate",
+    "FrameworkMetric",
     "Histogram2D",
     "KLEstimates",
     "LengthBucket",
@@ -98,6 +100,7 @@ __all__ = [
     "design_effect",
     "effective_sample_size",
     "extreme_rates",
+    "framework_metrics",
     "geometric_mean_probability",
     "holm",
     "interval_from_table",

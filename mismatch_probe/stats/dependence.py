@@ -16,9 +16,10 @@ import numpy.typing as npt
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import MIN_CLUSTERS, Statistic, interval_from_table
-from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
+from mismatch_probe.stats.layout import FloatArray, IntArray, SequenceLayout, finite_array
 
 MIN_BLOCKS = 32
+MIN_BLOCK = 4
 MAX_BLOCK = 1024
 
 
@@ -70,9 +71,8 @@ def variance_time(series: npt.ArrayLike, block_sizes: Sequence[int] = (1, 2, 4, 
 def pooled_variance_time(log_ratio: FloatArray, layout: SequenceLayout) -> VarianceTime | None:
     """All sequences that are long enough, with an interval over prompts.
 
-    The largest block is the largest power of two (at most 1024) that still leaves 32 blocks from 8 prompts;
-    only the tokens that fill such blocks are used, the same ones at every size, so that sequences that differ
-    in scale do not bend the line. The mean that is removed is that of all tokens used.
+    Only the tokens that fill blocks of the largest size (`largest_block`) are used, the same ones at every
+    size, so that sequences that differ in scale do not bend the line.
 
     Args:
         log_ratio: float64 [tokens], nats.
@@ -81,42 +81,86 @@ def pooled_variance_time(log_ratio: FloatArray, layout: SequenceLayout) -> Varia
     Returns:
         None where not even blocks of 4 tokens can be had, or nothing varies.
     """
-    largest = _largest_block(layout)
-    if largest < 4:
+    largest = largest_block(layout.lengths, layout.cluster_index)
+    if largest == 0:
         return None
-    blocks = layout.lengths // largest
-    used = layout.token_position < np.repeat(blocks * largest, layout.lengths)
-    values = log_ratio[used]
-    values = values - values.mean()
-    block_cluster = np.repeat(layout.cluster_index, blocks)
-    sizes = tuple(2**power for power in range(int(np.log2(largest)) + 1))
-    columns, counts = [], []
-    for size in sizes:
-        sums = values.reshape(-1, size).sum(axis=1)
-        clusters = np.repeat(block_cluster, largest // size)
-        squares = np.bincount(clusters, weights=sums * sums, minlength=layout.num_clusters)
-        columns.append(squares / (values.size // size))
-        counts.append(values.size // size)
-    table = np.column_stack(columns)[np.bincount(block_cluster, minlength=layout.num_clusters) > 0]
-    variances = table.sum(axis=0)
-    if np.any(variances <= 0.0):
-        return None
-    weights = _slope_weights(sizes)
-    slope = interval_from_table(
-        table, Statistic(lambda sums: np.asarray(np.log(sums) @ weights)), n=int(values.size)
+    sums = block_sums(log_ratio, layout, largest)
+    return variance_time_from_table(
+        np.column_stack(
+            [
+                np.bincount(layout.cluster_index, weights=column, minlength=layout.num_clusters)
+                for column in sums.T
+            ]
+        )
     )
-    return VarianceTime(sizes, tuple(float(v) for v in variances), tuple(counts), slope)
 
 
-def _largest_block(layout: SequenceLayout) -> int:
+def largest_block(lengths: IntArray, clusters: IntArray) -> int:
+    """The largest power of two, at most 1024, that leaves 32 blocks from 8 prompts; 0 where 4 does not.
+
+    Args:
+        lengths: int64 [sequences] tokens.
+        clusters: int64 [sequences] prompt.
+    """
     size = MAX_BLOCK
-    while size >= 4:
-        blocks = layout.lengths // size
-        prompts = np.unique(layout.cluster_index[blocks > 0]).size
-        if blocks.sum() >= MIN_BLOCKS and prompts >= MIN_CLUSTERS:
+    while size >= MIN_BLOCK:
+        blocks = lengths // size
+        if blocks.sum() >= MIN_BLOCKS and np.unique(clusters[blocks > 0]).size >= MIN_CLUSTERS:
             return size
         size //= 2
     return 0
+
+
+def block_sums(log_ratio: FloatArray, layout: SequenceLayout, largest: int) -> FloatArray:
+    """What the block variances need of each sequence.
+
+    Args:
+        log_ratio: float64 [tokens], nats.
+        layout: Its sequences.
+        largest: Largest block, a power of two.
+
+    Returns:
+        float64 [sequences, log2(largest) + 3]: sum of squared block sums for block sizes 1, 2, 4 .. largest,
+        sum of the log-ratios, and number of tokens; all over the tokens that fill blocks of the largest size.
+    """
+    blocks = layout.lengths // largest
+    used = layout.token_position < np.repeat(blocks * largest, layout.lengths)
+    sums = log_ratio[used]
+    owner = np.repeat(np.arange(layout.num_sequences), blocks * largest)
+    total = np.bincount(owner, weights=sums, minlength=layout.num_sequences)
+    columns = []
+    for power in range(int(largest).bit_length()):
+        if power:
+            sums, owner = sums.reshape(-1, 2).sum(axis=1), owner[::2]
+        columns.append(np.bincount(owner, weights=sums * sums, minlength=layout.num_sequences))
+    return np.column_stack([*columns, total, (blocks * largest).astype(np.float64)])
+
+
+def variance_time_from_table(table: FloatArray) -> VarianceTime | None:
+    """Block variances and their slope from one row of `block_sums` for each prompt.
+
+    Args:
+        table: float64 [prompts, sizes + 2]; prompts without tokens are left out here.
+
+    Returns:
+        None where nothing varies.
+    """
+    rows = table[table[:, -1] > 0]
+    sizes = tuple(2**power for power in range(table.shape[1] - 2))
+    tokens = int(rows[:, -1].sum())
+
+    def variances(sums: FloatArray) -> FloatArray:
+        mean = sums[..., -2:-1] / sums[..., -1:]
+        lengths = np.array(sizes, dtype=np.float64)
+        return np.asarray(sums[..., :-2] * lengths / sums[..., -1:] - np.square(mean * lengths))
+
+    values = variances(rows.sum(axis=0))
+    if np.any(values <= 0.0):
+        return None
+    weights = _slope_weights(sizes)
+    statistic = Statistic(lambda sums: np.asarray(np.log(variances(sums)) @ weights))
+    slope = interval_from_table(rows, statistic, n=tokens)
+    return VarianceTime(sizes, tuple(float(v) for v in values), tuple(tokens // b for b in sizes), slope)
 
 
 def _slope_weights(sizes: Sequence[int]) -> FloatArray:
