@@ -22,6 +22,7 @@ class Choice:
     """A correction and why.
 
     Attributes:
+        code: Finding code that the reason belongs to.
         method: Its name.
         parameters: Hyperparameters to set.
         reads: What the weights must contain.
@@ -30,6 +31,7 @@ class Choice:
         measured: The number that decided, or None where there is nothing to correct.
     """
 
+    code: str
     method: str
     parameters: Mapping[str, float]
     reads: str
@@ -50,46 +52,47 @@ def choose_correction(result: Mapping[str, Any]) -> Choice:
     """
     if look_up(result, "token.exact"):
         because = "the two sides agree in every bit on these tokens"
-        return Choice("ppo_clip", {}, "pi/pi_old", "add no correction for mismatch", because, None)
+        return Choice("MP901", "ppo_clip", {}, "pi/pi_old", "add no correction for mismatch", because, None)
     mass = read(result, "weights.methods.vespo.positive_mass")
     ratio = read(result, "weights.methods.vespo.mass_ratio")
+    code, against = _against_vespo(result, mass, ratio)
+    if mass is not None and against is None:
+        signs = "" if ratio is None else f" and weighs negative advantages {ratio.value:.3g} times as much"
+        assumed = look_up(result, "weights.methods.vespo.sign_basis") == "assumed"
+        basis = " (no advantages in this run: both signs tried on every response)" if assumed else ""
+        because = f"it keeps {100 * mass.value:.0f} % of the positive signal{signs}{basis}"
+        action = "correct with VESPO, W = pi / mu"
+        return Choice("MP201", "vespo", _vespo_parameters(result), "pi/mu", action, because, mass)
+    tail, band = _extreme_rate(result), token_band(result)
+    if tail is not None and tail.value > _HEAVY_TAIL and band is not None:
+        because = f"{against}, and {100 * tail.value:.2g} % of tokens have a ratio beyond 2 either way"
+        action = f"drop tokens with pi_old / mu outside {band.low:g} to {band.high:g} (IcePop)"
+        bounds = {"low": band.low, "high": band.high}
+        return Choice("MP205", "icepop", bounds, "pi_old/mu", action, because, tail)
+    cap = token_cap(result)
+    action = "truncate token weights pi_old / mu" + ("" if cap is None else f" at {cap.value:g}")
+    because = str(against) + ("" if cap is None else f"; the cap is set by {cap.because}")
+    parameters = {} if cap is None else {"cap": cap.value}
+    decided = mass or (None if cap is None else cap.measured)
+    return Choice(code, "token_tis", parameters, "pi_old/mu", action, because, decided)
+
+
+def _against_vespo(
+    result: Mapping[str, Any], mass: Measured | None, ratio: Measured | None
+) -> tuple[str, str | None]:
+    """A code and what speaks against VESPO; None in place of the words where nothing does."""
     bar = read(result, "bars.sign_balance")
     balance = _DEFAULT_BALANCE if bar is None else bar.value
-    if (
-        mass is not None
-        and mass.value >= _ENOUGH_SIGNAL
-        and (ratio is None or balance <= ratio.value <= 1 / balance)
-    ):
-        signs = "" if ratio is None else f" and weighs the signs {ratio.value:.3g} to 1"
-        because = f"it keeps {100 * mass.value:.0f} % of the positive signal{signs}"
-        return Choice(
-            "vespo", _vespo_parameters(result), "pi/mu", "correct with VESPO, W = pi / mu", because, mass
+    if mass is None:
+        return "MP201", "VESPO was not simulated"
+    if mass.value < _ENOUGH_SIGNAL:
+        return "MP502", f"VESPO would keep {100 * mass.value:.0f} % of the positive signal"
+    if ratio is not None and not balance <= ratio.value <= 1 / balance:
+        return (
+            "MP501",
+            f"VESPO would weigh negative advantages {ratio.value:.3g} times as much as positive ones",
         )
-    lost = (
-        "VESPO was not simulated"
-        if mass is None
-        else f"VESPO would keep {100 * mass.value:.0f} % of the positive signal"
-    )
-    if mass is not None and mass.value >= _ENOUGH_SIGNAL and ratio is not None:
-        lost = f"VESPO would weigh negative advantages {ratio.value:.3g} times as much as positive ones"
-    tail = _extreme_rate(result)
-    band = token_band(result)
-    if tail is not None and tail.value > _HEAVY_TAIL and band is not None:
-        because = f"{lost}, and {100 * tail.value:.2g} % of tokens have a ratio beyond 2 either way"
-        action = f"drop tokens with pi_old / mu outside {band.low:g} to {band.high:g} (IcePop)"
-        return Choice("icepop", {"low": band.low, "high": band.high}, "pi_old/mu", action, because, tail)
-    cap = token_cap(result)
-    if cap is None:
-        return Choice("token_tis", {}, "pi_old/mu", "truncate token weights pi_old / mu", lost, mass)
-    action = f"truncate token weights pi_old / mu at {cap.value:g}"
-    return Choice(
-        "token_tis",
-        {"cap": cap.value},
-        "pi_old/mu",
-        action,
-        f"{lost}; cap from {cap.because}",
-        mass or cap.measured,
-    )
+    return "MP201", None
 
 
 def _vespo_parameters(result: Mapping[str, Any]) -> dict[str, float]:

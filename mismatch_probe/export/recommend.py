@@ -40,9 +40,7 @@ def recommend(result: Mapping[str, Any]) -> dict[str, Any]:
     head = _head(result)
     actions = [*_too_small(result), *replay.actions, *head.actions, *_self_disagreement(result)]
     choice = choose_correction(result)
-    actions.append(
-        _act("MP501" if choice.measured else "MP901", choice.action, choice.because, choice.measured)
-    )
+    actions.append(_act(choice.code, choice.action, choice.because, choice.measured))
     actions += _stay_away(result, choice)
     steps = [action["action"] for action in actions[:3]]
     summary = "; ".join(step[0].upper() + step[1:] if i == 0 else step for i, step in enumerate(steps)) + "."

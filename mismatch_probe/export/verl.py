@@ -131,7 +131,7 @@ def _weights(result: Mapping[str, Any], plan: Plan) -> list[Entry]:
             [Entry(level_key, "sequence", "W of the whole response, truncated above.")],
             sequence_cap(result),
         )
-    elif plan.method in ("token_tis", "vespo", *_LOSS_MODE):
+    elif plan.method in ("token_tis", "vespo", *_LOSS_MODE) and not plan.method.startswith("dppo"):
         entries, cap = (
             [Entry(level_key, "token", "Each token's pi_old / mu, truncated above.")],
             token_cap(result),
@@ -206,9 +206,18 @@ def _notes(result: Mapping[str, Any], plan: Plan) -> list[str]:
     notes = []
     if plan.method == "vespo":
         notes.append(
-            "verl has no vespo loss (0.9.1); in its place stand token-truncated weights and a rejection band of "
-            "the mean log ratio, both fitted to this run. The commented keys at the end are those of the fork "
+            "verl has no vespo loss (0.9.1); in its place stand token-truncated weights and "
+            "a rejection band of "
+            "the mean log ratio, both fitted to this run. The commented keys at the end are "
+            "those of the fork "
             "by VESPO's authors"
+        )
+    if plan.method.startswith("dppo"):
+        notes.append(
+            "DPPO is anchored on the rollout's mu; verl's loss reads pi_old, which is mu "
+            "only where the trainer takes the "
+            "rollout's log-probabilities for it (fully-async recipe: "
+            "async_training.use_rollout_log_probs=True)"
         )
     if plan.fp32_head:
         notes.append("verl has no switch for a float32 output head; patch the model or the engine for it")

@@ -24,10 +24,10 @@ Thresholds = dict[str, float]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """What a threshold is fitted to.
+    """What a threshold is fitted to, sorted by the statistic.
 
     Attributes:
-        statistic: The number that the method compares, float64 [units], nats.
+        statistic: The number that the method compares, ascending, float64 [units], nats.
         cluster: Prompt of each unit, [units].
         weight: Tokens that each unit stands for, float64 [units].
     """
@@ -35,6 +35,12 @@ class Units:
     statistic: FloatArray
     cluster: IntArray
     weight: FloatArray
+
+    @classmethod
+    def of(cls, statistic: FloatArray, cluster: IntArray, weight: FloatArray) -> Units:
+        """Sorts once, so that the many refits of a bootstrap need not."""
+        order = np.argsort(statistic, kind="stable")
+        return cls(statistic[order], cluster[order], weight[order])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,10 @@ class Fitter:
 
 
 def weighted_quantile(values: FloatArray, weights: FloatArray, level: float) -> float:
-    """The smallest value with at least `level` of the weight at or below it."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
+    """The smallest value with at least `level` of the weight at or below it; `values` must ascend."""
+    reached = np.cumsum(weights)
     place = int(np.searchsorted(reached, level * reached[-1] * (1.0 - 1e-12)))
-    return float(values[order[min(place, len(values) - 1)]])
+    return float(values[min(place, len(values) - 1)])
 
 
 def effective_fraction(log_weight: FloatArray, weights: FloatArray, log_cap: float) -> float:
@@ -100,7 +105,9 @@ def _band_by_kept(statistic: FloatArray, weights: FloatArray, kept: float) -> Th
 def _centred_band_by_kept(statistic: FloatArray, weights: FloatArray, kept: float) -> Thresholds:
     """Centred on the mean log-ratio per token, -kappa, not on 0."""
     centre = float((weights * statistic).sum() / weights.sum())
-    half = weighted_quantile(np.abs(statistic - centre), weights, kept)
+    distance = np.abs(statistic - centre)
+    order = np.argsort(distance, kind="stable")
+    half = weighted_quantile(distance[order], weights[order], kept)
     return _band(centre - half, centre + half)
 
 
@@ -137,8 +144,11 @@ def _mismatch(responses: Responses) -> FloatArray:
 
 
 def _tokens(responses: Responses) -> Units:
-    cluster = np.repeat(responses.clusters, np.diff(responses.offsets))[responses.mask]
-    return Units(_mismatch(responses)[responses.mask], cluster, np.ones(len(cluster)))
+    # Without advantages the second half repeats the first with the other sign, which no statistic of a token reads.
+    half = slice(len(responses.mask) // 2 if responses.assumed else None)
+    inside = responses.mask[half]
+    cluster = np.repeat(responses.clusters, np.diff(responses.offsets))[half][inside]
+    return Units.of(_mismatch(responses)[half][inside], cluster, np.ones(len(cluster)))
 
 
 def _sequences(
@@ -151,7 +161,7 @@ def _sequences(
             here &= responses.advantages < 0
         if not here.any():
             raise InconclusiveError("no response with a negative advantage to fit to")
-        return Units(statistic(responses)[here], responses.clusters[here], lengths[here])
+        return Units.of(statistic(responses)[here], responses.clusters[here], lengths[here])
 
     return read
 

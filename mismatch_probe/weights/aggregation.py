@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mismatch_probe.errors import ConfigError
-from mismatch_probe.weights.batch import Batch
+from mismatch_probe.weights.ratios import Ratios
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ Aggregation = Literal[
 
 def aggregate(
     token_loss: torch.Tensor,
-    batch: Batch,
+    ratios: Ratios,
     aggregation: Aggregation,
     *,
     num_tokens: float | None = None,
@@ -31,8 +31,8 @@ def aggregate(
     divided by a constant length. Sequences without a token do not count. An empty batch has loss 0.
 
     Args:
-        token_loss: In the batch's shape.
-        batch: Offsets and mask.
+        token_loss: One a token, in the batch's shape or flat.
+        ratios: The batch's offsets and lengths.
         aggregation: One of the ways above.
         num_tokens: Replaces the count of tokens in token-mean (the global batch's).
         num_sequences: Replaces the count of sequences in the others.
@@ -49,16 +49,14 @@ def aggregate(
         if count is not None and not count > 0:
             raise ConfigError(f"{name} must be positive, not {count}")
     flat = token_loss.reshape(-1)
-    ratios = batch.ratios()
-    if aggregation == "token-mean":
-        return flat.sum() / (num_tokens or max(float(ratios.lengths.sum()), 1.0))
     if aggregation == "token-sum":
         return flat.sum()
-    sums = flat.new_zeros(batch.num_sequences).index_add(0, ratios.segment, flat)
     lengths = ratios.lengths.to(flat.dtype)
-    count = num_sequences or max(float((lengths > 0).sum()), 1.0)
+    if aggregation == "token-mean":
+        return flat.sum() / (num_tokens or lengths.sum().clamp(min=1.0))
+    sums = flat.new_zeros(len(lengths)).index_add(0, ratios.segment, flat)
+    count = num_sequences or (lengths > 0).sum().clamp(min=1)
     if aggregation == "seq-mean-token-mean":
         return (sums / lengths.clamp(min=1.0)).sum() / count
-    if aggregation == "seq-mean-token-sum":
-        return sums.sum() / count
-    return sums.sum() / count / (horizon or max(float(lengths.max()), 1.0))
+    total = sums.sum() / count
+    return total if aggregation == "seq-mean-token-sum" else total / (horizon or lengths.max().clamp(min=1.0))

@@ -40,7 +40,6 @@ class Batch:
     @classmethod
     def from_sequences(
         cls,
-        *,
         train_logprobs: Sequence[Any],
         rollout_logprobs: Sequence[Any],
         advantages: Sequence[Any],

@@ -88,8 +88,7 @@ class GradientView:
         Returns:
             float64 in the batch's shape, detached, 0 where masked.
         """
-        ratios = batch.ratios()
-        return self.phi(ratios).masked_fill(~ratios.mask, 0.0).reshape(batch.train_logprobs.shape)
+        return self._masked_phi(batch.ratios()).reshape(batch.train_logprobs.shape)
 
     def loss(
         self,
@@ -119,15 +118,19 @@ class GradientView:
 
         dtype = torch.promote_types(batch.train_logprobs.dtype, torch.float32)
         # Formed in float64 and saturated before it is narrowed, so that no token turns into infinity.
-        weight = (self.coefficients(batch) * batch.advantages.to(torch.float64)).masked_fill(~batch.mask, 0.0)
+        ratios = batch.ratios()
+        weight = self._masked_phi(ratios) * ratios.advantages
         limit = torch.finfo(dtype).max ** 0.5
-        logprobs = batch.train_logprobs.to(dtype).masked_fill(~batch.mask, 0.0)
+        logprobs = batch.train_logprobs.reshape(-1).to(dtype).masked_fill(~ratios.mask, 0.0)
         token_loss = -weight.clamp(-limit, limit).to(dtype) * logprobs
         return aggregate(
             token_loss,
-            batch,
+            ratios,
             aggregation or self.aggregation,
             num_tokens=num_tokens,
             num_sequences=num_sequences,
             horizon=horizon,
         )
+
+    def _masked_phi(self, ratios: Ratios) -> torch.Tensor:
+        return self.phi(ratios).masked_fill(~ratios.mask, 0.0)

@@ -24,7 +24,7 @@ class Sapo(GradientView):
     """SAPO: phi = 4 p (1 - p) rho, p = sigmoid(tau (rho - 1)).
 
     The gradient of (4 / tau) sigmoid(tau (rho - 1)); arXiv 2511.20347 equations 5-6; tau 1.0 for A >= 0 and
-    1.05 for A < 0. phi peaks at about 1.57 near rho = 2. Reads pi / pi_old, or pi / mu without pi_old.
+    1.05 for A <= 0. phi peaks at about 1.57 near rho = 2. Reads pi / pi_old, or pi / mu without pi_old.
     """
 
     name: ClassVar[str] = "sapo"
@@ -41,7 +41,7 @@ class Sapo(GradientView):
         import torch
 
         log_ratio = ratios.log_ratio(self.reads)
-        tau = by_sign(ratios.positive, self.tau_pos, self.tau_neg)
+        tau = by_sign(ratios.advantages > 0, self.tau_pos, self.tau_neg)
         gate = tau * log_ratio.clamp(max=690.0).expm1()
         sigmoid = torch.nn.functional.logsigmoid
         # log of 4 p (1 - p) rho: the factors under- and overflow where their product does not.

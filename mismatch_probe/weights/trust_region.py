@@ -124,7 +124,7 @@ class PrimeDppo(GradientView):
         drift = (batch.train_logprobs.to(dtype) - batch.rollout_logprobs.to(dtype)).masked_fill(
             ~batch.mask, 0.0
         )
-        return aggregate(self.kl_tau * drift.square(), batch, aggregation or self.aggregation)
+        return aggregate(self.kl_tau * drift.square(), batch.ratios(), aggregation or self.aggregation)
 
 
 @register_method

@@ -138,6 +138,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_claim(make_responses: 
 
 
 def test_weighted_quantile_is_that_of_repeated_values() -> None:
-    values, counts = np.array([3.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.0])
+    values, counts = np.array([1.0, 2.0, 3.0]), np.array([2.0, 1.0, 1.0])
     for level, expect in ((0.1, 1.0), (0.5, 1.0), (0.51, 2.0), (0.75, 2.0), (0.76, 3.0), (1.0, 3.0)):
         assert weighted_quantile(values, counts, level) == expect
