@@ -31,7 +31,7 @@ def clean(text: object) -> str:
 def number(value: float, digits: int = 3) -> str:
     """Write a finite number with `digits` significant digits.
 
-    Plain notation from 1e-3 to 1e6 with thousands separators, scientific notation without padded exponents
+    Plain notation from 1e-4 to 1e6 with thousands separators, scientific notation without padded exponents
     elsewhere.
     """
     if not math.isfinite(value):
@@ -41,7 +41,7 @@ def number(value: float, digits: int = 3) -> str:
     magnitude = abs(value)
     # The exponent after rounding: 0.9996 with three digits is 1.00.
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    if not 1e-3 <= magnitude < 1e6:
+    if not 1e-4 <= magnitude < 1e6:
         return f"{mantissa}e{int(exponent)}"
     return f"{value:,.{max(0, digits - 1 - int(exponent))}f}"
 
@@ -64,6 +64,19 @@ def percent(value: float) -> str:
     return f"{number(share)} %"
 
 
+def level(share: float) -> str:
+    """Write a quantile level: minimum, 0.1 %, median, maximum."""
+    return {0.0: "minimum", 0.5: "median", 1.0: "maximum"}.get(share) or f"{tick(share * 100)} %"
+
+
+def near_one(value: float) -> str:
+    """Write a ratio with as many decimals as its distance from 1 needs."""
+    distance = abs(value - 1.0)
+    if distance == 0.0 or not 0.5 < value < 2.0:
+        return "1" if value == 1.0 else number(value)
+    return f"{value:.{min(12, max(3, 1 - math.floor(math.log10(distance))))}f}"
+
+
 def times(value: float) -> str:
     """Write a multiple, such as 12.3x."""
     return f"{number(value)}x"
@@ -79,9 +92,10 @@ def tick(value: float) -> str:
 
 
 def with_unit(value: float, unit: str) -> str:
-    """Write a value with its unit; counts as integers, shares and plain ratios without a unit word."""
-    if unit.split(" ")[0] in {"fraction", "share"}:
-        return percent(value)
+    """Write a value with its unit: counts as integers, `share of tokens` as percent of tokens, ratios bare."""
+    word, _, whole_of = unit.partition(" ")
+    if word in {"fraction", "share"}:
+        return f"{percent(value)} {whole_of}".rstrip()
     whole = float(value).is_integer() and abs(value) < 1e15
     text = integer(value) if whole and unit not in {"nats", "nat", "ratio"} else number(value)
     return text if unit in {"", "ratio", "none"} else f"{text} {unit}"

@@ -11,6 +11,7 @@ from mismatch_probe_reports.figures import prepare_figures
 from mismatch_probe_reports.figures.canvas import Missing, Plot, to_svg
 from mismatch_probe_reports.model import build_report
 from mismatch_probe_reports.reading import Json
+from mismatch_probe_reports.tables import fold_reasons
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -25,13 +26,15 @@ CONTENT_SECURITY_POLICY = (
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("mismatch_probe_reports", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["fold_reasons"] = fold_reasons
+    return environment
 
 
 @cache

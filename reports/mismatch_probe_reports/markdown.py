@@ -10,7 +10,7 @@ from mismatch_probe_reports.tables import Cell, Section, Table, reasons
 
 MARKS = {"pass": "✅", "fail": "❌", "warn": "⚠️", "info": "ℹ️"}
 WIDEST_RANK = 2
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_SPECIAL = re.compile(r"([\\`*_\[\]#!|~$])")
 
 
 def render_markdown(result: Json) -> str:
@@ -32,7 +32,7 @@ def render_markdown(result: Json) -> str:
     blocks += _section(report.section("routing"), ())
     blocks += _section(report.section("validity"), ())
     blocks += _section(report.section("recommendation"), ("actions", "settings"))
-    blocks.append(f"<sub>{_text(report.command)}, mismatch\\-probe {_text(report.tool_version)}</sub>")
+    blocks.append(f"<sub>{_text(report.command)}, mismatch-probe {_text(report.tool_version)}</sub>")
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.reading import Number, read_number
@@ -38,7 +39,8 @@ class Column:
         title: Head.
         numeric: Whether cells are right-aligned numbers.
         help: What the column means, for a reader who does not know the term.
-        rank: 1 is shown on every terminal, 2 on a common one, 3 only where there is room; HTML shows all.
+        rank: 1 is shown on every terminal, 2 on a common one, 3 only where there is room,
+            4 on none; HTML shows all.
     """
 
     title: str
@@ -94,7 +96,10 @@ def interval(value: Number, write: Writer = fmt.number) -> str:
     """Write the 95 % interval, or an empty string where there is none."""
     if value.low is None or value.high is None:
         return ""
-    return f"[{write(value.low)}, {write(value.high)}]"
+    low, high = write(value.low), write(value.high)
+    if low.endswith(" %") and high.endswith(" %"):
+        return f"[{low[:-2]}, {high[:-2]}] %"
+    return f"[{low}, {high}]"
 
 
 def count_cell(raw: object) -> Cell:
@@ -110,7 +115,7 @@ def text_cell(text: str, tone: str = "") -> Cell:
 FACT_COLUMNS = (
     Column("Quantity", numeric=False),
     Column("Value"),
-    Column("n", rank=2, help="How many tokens or sequences the value rests on"),
+    Column("n", rank=2),
     Column("What it says", numeric=False, rank=3),
 )
 
@@ -131,6 +136,23 @@ def settings_table(name: str, caption: str, settings: Mapping[str, object]) -> T
     """Return a two-column table of settings; None is shown as `not set`."""
     rows = tuple((Cell(fmt.clean(key)), Cell(fmt.scalar(value))) for key, value in settings.items())
     return Table(name, caption, (Column("Setting", numeric=False), Column("Value", numeric=False)), rows)
+
+
+def fold_reasons(table: Table) -> Table:
+    """Move a reason that several cells share below the table, so that it is read once."""
+    counts = Counter(cell.reason for row in table.rows for cell in row if cell.reason)
+    shared = {
+        reason: f"see ({number})"
+        for number, reason in enumerate((r for r in counts if counts[r] > 1), start=1)
+    }
+    if not shared:
+        return table
+    rows = tuple(
+        tuple(replace(cell, reason=shared.get(cell.reason, cell.reason)) for cell in row)
+        for row in table.rows
+    )
+    notes = [f"{mark.removeprefix('see ')} {reason}" for reason, mark in shared.items()]
+    return replace(table, rows=rows, note=" ".join([table.note, *notes]).strip())
 
 
 def reasons(table: Table, columns: Sequence[int] | None = None) -> list[str]:

@@ -123,7 +123,7 @@ def _table(title: str, table: Table, width: int) -> list[RenderableType]:
         column = table.columns[index]
         drawn.add_column(Text(column.title), justify="right" if column.numeric else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(_cell(row[index], stacked=width < COMMON) for index in shown))
+        drawn.add_row(*(_cell(row[index], stacked=True) for index in shown))
     below = [note for note in (table.note, *(f"{reason}" for reason in reasons(table, shown))) if note]
     return [drawn, *(Text(note, "dim") for note in below)]
 

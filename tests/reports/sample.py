@@ -267,7 +267,7 @@ def _measured(name: str) -> Result:
         return measure(SyntheticTrace(drift, prompts=24, samples=2, longest=96), moe=True)
     methods = ("vespo", "token_tis", "seq_tis", "gspo", "ppo_clip", "icepop", "seq_is", "sapo")
     drift = Drift(0.02, 0.08, 0.07, 0.015, outliers=0.004)
-    return measure(SyntheticTrace(drift, prompts=48, samples=4, longest=256), moe=True, methods=methods)
+    return measure(SyntheticTrace(drift, prompts=32, samples=4, longest=160), moe=True, methods=methods)
 
 
 def drifting() -> Result:

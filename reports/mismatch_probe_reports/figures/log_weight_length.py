@@ -144,7 +144,7 @@ def _draw(figure: SubFigure, palette: Palette, scatter: Scatter) -> None:
             facecolors=colour if filled else "none",
             edgecolors=colour,
             linewidths=0.9,
-            alpha=0.75,
+            alpha=0.9,
             rasterized=True,
             label=f"{label} (n = {fmt.integer(int(chosen.sum()))})",
         )

@@ -49,7 +49,7 @@ class Palette:
     raster: tuple[str, str, str]
 
 
-RASTER = ("#2f78c4", "#c8641b", "#7a8590")
+RASTER = ("#3b82d6", "#cf6a1f", "#7a8590")
 LIGHT = Palette(
     foreground="#1b1f24",
     muted="#57606a",

@@ -132,6 +132,11 @@ def _tails(sequence: Json) -> Table:
             Cell("Share of the total weight in one sequence", tone="muted"),
         ),
         (
+            Cell("Mean W"),
+            estimate_cell(pick(sequence, "mean_weight"), fmt.near_one),
+            Cell("1 in truth; with a heavy tail a sample is nearly always below", tone="muted"),
+        ),
+        (
             Cell("Chi-squared"),
             estimate_cell(pick(sequence, "chi2")),
             Cell("Mean of W squared minus 1", tone="muted"),
@@ -220,7 +225,6 @@ def _quantiles(sequence: Json) -> Table:
         share = read_number(level).value
         if share is None:
             continue
-        name = {0.0: "minimum", 1.0: "maximum", 0.5: "median"}.get(share, fmt.percent(share))
-        rows.append((Cell(name), estimate_cell(value)))
+        rows.append((Cell(fmt.level(share)), estimate_cell(value)))
     columns = (Column("Quantile", numeric=False), Column("Log W (nats)"))
     return Table("sequence-quantiles", "Quantiles of log W", columns, tuple(rows))

@@ -20,7 +20,7 @@ from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate
 TITLE = "Token drift"
 BUCKET_TITLES = {
     "probability": "By probability (geometric mean of the two sides, so that selection does not fake a trend)",
-    "position": "By position in the response",
+    "position": "By position in the response (from the first number up to, but without, the second)",
     "entropy": "By entropy of the training side (nats)",
     "prompt": "By prompt (number of the prompt)",
     "token_class": "By token class",
@@ -87,6 +87,7 @@ def _facts(token: Json) -> Table:
             "Mean ratio",
             pick(token, "mean_ratio"),
             "1 in truth; below 1 estimates probability cut off by sampling",
+            fmt.near_one,
         ),
         fact("Chi-squared", pick(token, "chi2"), "Variance of the token ratio"),
     ]
@@ -104,8 +105,7 @@ def _quantiles(quantiles: Json) -> Table:
         value = read_number(level).value
         if value is None:
             continue
-        name = {0.0: "minimum", 1.0: "maximum", 0.5: "median"}.get(value, fmt.percent(value))
-        rows.append((Cell(name), estimate_cell(left), estimate_cell(right)))
+        rows.append((Cell(fmt.level(value)), estimate_cell(left), estimate_cell(right)))
     columns = (Column("Quantile", numeric=False), Column("Log-ratio (nats)"), Column("|Log-ratio| (nats)"))
     return Table("token-quantiles", "Quantiles of the log-ratio", columns, tuple(rows))
 
@@ -123,7 +123,7 @@ def _extreme(token: Json) -> Table:
     share = read_mapping(token.get("top_share"))
     fraction = read_number(share.get("fraction")).value
     if fraction is not None:
-        worst = f"the worst {fmt.percent(fraction)} of tokens"
+        worst = f"the worst {fmt.level(fraction)} of tokens"
         rows.append((Cell(f"share of all K3 in {worst}"), estimate_cell(pick(share, "k3"), fmt.percent)))
         rows.append(
             (

@@ -111,6 +111,8 @@ def _two_models(provenance: Json) -> bool:
 
 def subject(result: Json) -> str:
     """Return one sentence that names the two sides, the model and the amount of data."""
+    if reason := why_absent(result.get("provenance")):
+        return f"What was compared is not known: {reason}."
     provenance = read_mapping(result.get("provenance"))
     rollout, train = read_mapping(provenance.get("rollout")), read_mapping(provenance.get("train"))
     model = read_text(look_up(provenance, "model", "name"), "a model without a name")

@@ -19,7 +19,7 @@ from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate
 TITLE = "Weights: what each correction would do"
 METHOD_COLUMNS = (
     Column("Method", numeric=False),
-    Column("Parameters", numeric=False, rank=3),
+    Column("Parameters", numeric=False, rank=4),
     Column("Level", numeric=False, rank=3),
     Column("Mean phi", rank=2, help="Average coefficient on A grad log pi; 1 changes nothing"),
     Column("ESS", help="Effective share of the sample after weighting; read with k-hat"),
@@ -27,6 +27,9 @@ METHOD_COLUMNS = (
     Column("Mean phi, A > 0", rank=2),
     Column("Mean phi, A < 0", rank=2),
     Column("Mass ratio", rank=3, help="Negative over positive mass: 1 keeps the balance of the two"),
+    Column(
+        "Gradient left", rank=4, help="Mean of |A| phi over mean |A|: what is left of the gradient's size"
+    ),
 )
 
 
@@ -66,18 +69,19 @@ def _row(name: str, method: Json, chosen: str) -> tuple[Cell, ...]:
     label = method_label(name, method)
     if reason := why_absent(method):
         blank = Cell(fmt.NOT_AVAILABLE, reason=reason, tone="muted")
-        return (Cell(label), Cell(""), Cell(""), blank, *(Cell(""),) * 5)
+        return (Cell(label), Cell(""), Cell(""), blank, *(Cell(""),) * 6)
     recommended = name == chosen
     return (
         Cell(f"{label} (recommended)" if recommended else label, tone="pass" if recommended else ""),
         Cell(fmt.scalar(read_mapping(method.get("parameters")))),
         Cell(read_text(method.get("level"))),
-        estimate_cell(pick(method, "mean")),
+        estimate_cell(pick(method, "mean"), fmt.near_one),
         estimate_cell(pick(method, "ess"), fmt.percent),
         estimate_cell(pick(method, "kept_fraction"), fmt.percent),
-        estimate_cell(pick(method, "positive_mass")),
-        estimate_cell(pick(method, "negative_mass")),
-        estimate_cell(pick(method, "mass_ratio")),
+        estimate_cell(pick(method, "positive_mass"), fmt.near_one),
+        estimate_cell(pick(method, "negative_mass"), fmt.near_one),
+        estimate_cell(pick(method, "mass_ratio"), fmt.near_one),
+        estimate_cell(pick(method, "gradient_mass"), fmt.near_one),
     )
 
 
@@ -105,7 +109,7 @@ def _by_length(methods: dict[str, Json]) -> Table | None:
         label = method_label(name, method)
         for bucket in read_rows(method.get("by_length")):
             count = read_number(bucket.get("n")).value
-            cell = estimate_cell(pick(bucket, "mean"))
+            cell = estimate_cell(pick(bucket, "mean"), fmt.near_one)
             detail = "" if count is None else f"n = {fmt.integer(count)}"
             key = bucket_range(bucket)
             ranges.setdefault(key)

@@ -1,0 +1,41 @@
+"""Writing: the files that are promised, whole, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+from reports.sample import dense, drifting
+
+from mismatch_probe_reports import write_report
+
+
+def test_files_are_where_the_contract_says(tmp_path: Path) -> None:
+    files = write_report(dense(), tmp_path)
+    assert files.html == tmp_path / "report.html"
+    assert [path.relative_to(tmp_path).as_posix() for path in files.figures] == [
+        "figures/waterfall.png", "figures/token_probability.png", "figures/log_weight_length.png", "figures/weights.png",
+    ]  # fmt: skip
+    assert [str(skipped) for skipped in files.skipped] == [
+        "figure routing left out: tiny-dense is a dense model: it has no experts"
+    ]
+    present = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert present == {"report.html", *(f"figures/{path.name}" for path in files.figures)}
+
+
+def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    write_report(drifting(), tmp_path)
+    assert (tmp_path / "figures/routing.png").is_file()
+    write_report(dense(), tmp_path)
+    assert not (tmp_path / "figures/routing.png").exists()
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.html").write_text("old")
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(dense(), tmp_path)
+    assert (tmp_path / "report.html").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
