@@ -57,10 +57,10 @@ def choose_correction(result: Mapping[str, Any]) -> Choice:
     ratio = read(result, "weights.methods.vespo.mass_ratio")
     code, against = _against_vespo(result, mass, ratio)
     if mass is not None and against is None:
-        signs = "" if ratio is None else f" and weighs negative advantages {ratio.value:.3g} times as much"
+        signs = "" if ratio is None else f", and {ratio.value:.3g} times that where A < 0"
         assumed = look_up(result, "weights.methods.vespo.sign_basis") == "assumed"
         basis = " (no advantages in this run: both signs tried on every response)" if assumed else ""
-        because = f"it keeps {100 * mass.value:.0f} % of the positive signal{signs}{basis}"
+        because = f"its mean weight is {mass.value:.3g} where A > 0{signs}{basis}"
         action = "correct with VESPO, W = pi / mu"
         return Choice("MP201", "vespo", _vespo_parameters(result), "pi/mu", action, because, mass)
     tail, band = _extreme_rate(result), token_band(result)

@@ -67,7 +67,7 @@ def fp32_reason(result: Mapping[str, Any], plan: Plan) -> str:
     for action in look_up(result, "recommendation.actions") or []:
         measured = action.get("measured") or {}
         if action.get("code") == "MP109" and measured.get("name"):
-            return f"{measured['name']} = {measured.get('value')}."
+            return f"{measured['name']} = {float(measured['value']):.4g}."
     checks: list[Mapping[str, Any]] = look_up(result, "data_quality.checks") or []
     check: Mapping[str, Any] = next((row for row in checks if row.get("code") == "MP109"), {})
     if plan.fp32_head:

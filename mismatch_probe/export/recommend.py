@@ -38,10 +38,12 @@ def recommend(result: Mapping[str, Any]) -> dict[str, Any]:
         return _section(summary, broken, None, replay=False, head=False)
     replay = _replay(result)
     head = _head(result)
-    actions = [*_too_small(result), *replay.actions, *head.actions, *_self_disagreement(result)]
+    first = replay.actions if replay.on else []
+    actions = [*_too_small(result), *first, *head.actions, *_self_disagreement(result)]
     choice = choose_correction(result)
     actions.append(_act(choice.code, choice.action, choice.because, choice.measured))
     actions += _stay_away(result, choice)
+    actions += [] if replay.on else replay.actions
     steps = [action["action"] for action in actions[:3]]
     summary = "; ".join(step[0].upper() + step[1:] if i == 0 else step for i, step in enumerate(steps)) + "."
     return _section(summary, actions, choice, replay=replay.on, head=head.on)
@@ -171,8 +173,13 @@ def _stay_away(result: Mapping[str, Any], choice: Choice) -> list[dict[str, Any]
     balance = _DEFAULT_BALANCE if bar is None else bar.value
     actions = []
     for name, method in sorted((look_up(result, "weights.methods") or {}).items()):
-        ratio = read(result, f"weights.methods.{name}.mass_ratio")
+        path = f"weights.methods.{name}.mass_ratio"
+        ratio = read(result, path)
         if name == choice.method or ratio is None or balance <= ratio.value <= 1 / balance:
+            continue
+        low, high = look_up(result, f"{path}.ci_low"), look_up(result, f"{path}.ci_high")
+        # An interval that reaches 1, or none at all, does not carry the claim.
+        if low is None or high is None or low <= 1.0 <= high:
             continue
         label = method.get("label", name) if isinstance(method, Mapping) else name
         because = (

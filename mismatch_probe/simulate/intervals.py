@@ -48,10 +48,6 @@ class PromptSums:
             highest: A bound that the interval cannot pass (1 for shares).
         """
         table = np.stack([self.columns[name] for name in names], axis=1)
-        scale: Scale = "log" if np.all(table >= 0) else "identity"
-        statistic = Statistic(
-            lambda sums: function(*np.moveaxis(sums, -1, 0)), scale, 0 if scale == "log" else None
-        )
         # Prompts that add nothing to any column (none of their advantages has the sign) are not part of the sample.
         table = table[np.any(table != 0, axis=1)]
         if len(table) == 0:
@@ -60,11 +56,17 @@ class PromptSums:
             value = float(function(*table.sum(axis=0)))
             reason = "no interval was asked for" if np.isfinite(value) else missing
             return Estimate(value if np.isfinite(value) else None, None, None, n, reason)
+        # On a log scale a sum that whole prompts add nothing to (a mask) would reach down to 1e-100.
+        scale: Scale = "log" if np.all(table > 0) else "identity"
+        dominated = 0 if np.all(table >= 0) else None
+        statistic = Statistic(lambda sums: function(*np.moveaxis(sums, -1, 0)), scale, dominated)
         made = interval_from_table(table, statistic, n=n, resamples=self.resamples, seed=self.seed)
         if made.value is None:
             return replace(made, reason=missing)
-        if highest is not None and made.ci_low is not None and made.ci_high is not None:
-            return replace(made, ci_low=min(made.ci_low, highest), ci_high=min(made.ci_high, highest))
+        if made.ci_low is not None and made.ci_high is not None:
+            lowest = 0.0 if np.all(table >= 0) else -np.inf
+            limit = np.inf if highest is None else highest
+            return replace(made, ci_low=max(made.ci_low, lowest), ci_high=min(made.ci_high, limit))
         return made
 
 

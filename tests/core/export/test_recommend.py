@@ -117,6 +117,12 @@ def test_methods_that_this_drift_breaks_are_named(make_result: Make) -> None:
     assert any("GSPO" in a["action"] and a["measured"]["name"].endswith("gspo.mass_ratio") for a in actions)
 
 
+def test_a_shift_that_the_interval_does_not_carry_is_not_claimed(make_result: Make) -> None:
+    result = make_result(noise=0.05)
+    result["weights"]["methods"]["gspo"]["mass_ratio"].update(ci_low=0.2, ci_high=1.2)
+    assert not any("GSPO" in a["action"] for a in recommend(result)["actions"])
+
+
 def test_every_recommendation_is_ranked_serialisable_and_usable(make_result: Make) -> None:
     for options in ({}, {"noise": 0.3}, {"noise": 0.15, "length": 300}):
         got = recommend(make_result(**options))
