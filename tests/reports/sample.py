@@ -319,7 +319,8 @@ def hostile() -> Result:
     result["provenance"]["rollout"]["options"] = {"chat_template": HOSTILE * 20}
     result["findings"][0].update(title=HOSTILE, advice=HOSTILE, detail=HOSTILE, code=HOSTILE)
     result["data_quality"]["checks"][0].update(name=HOSTILE, detail=HOSTILE)
-    result["legs"]["steps"][0].update({"from": HOSTILE, "meaning": HOSTILE * 3})
+    largest = max(result["legs"]["steps"], key=lambda step: (step["role"] == "chain", step["k3"]["value"]))
+    largest.update({"from": HOSTILE, "meaning": HOSTILE * 3})
     result["legs"]["floor"]["source"] = HOSTILE
     result["weights"]["methods"][HOSTILE] = {**result["weights"]["methods"].pop("vespo"), "label": HOSTILE}
     result["recommendation"]["summary"] = HOSTILE

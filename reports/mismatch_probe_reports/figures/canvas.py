@@ -65,7 +65,7 @@ class Missing:
 
 def to_svg(plot: Plot) -> str:
     """Return the figure as an `<svg>` element for a page that defines the CSS variables of the style."""
-    with _fixed_settings(SENTINEL, {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": plot.name}):
+    with _fixed_settings(SENTINEL, {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": _identifier(plot)}):
         figure = _new_figure(plot, SENTINEL, caption=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", dpi=DPI, metadata={"Date": None}, transparent=True)
@@ -123,9 +123,10 @@ def _inline(document: str, plot: Plot) -> str:
     # The rule applies to every element of the page, not to this figure; the page's own style sheet has it.
     svg = re.sub(r"\s*<defs>\s*<style[^>]*>[^<]*</style>\s*</defs>", "", svg)
     # Identifiers such as axes_1 repeat in every figure.
-    svg = re.sub(rf'\bid="(?!{plot.name}")', f'id="{plot.name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{plot.name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{plot.name}-", svg)
+    name = _identifier(plot)
+    svg = re.sub(rf'\bid="(?!{name}")', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = svg.replace(f"'{FONT}'", FONT_STACK)
     for sentinel, variable in CSS_VARIABLES.items():
         svg = svg.replace(sentinel, variable)
@@ -133,3 +134,8 @@ def _inline(document: str, plot: Plot) -> str:
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     label = escape(f"{plot.title}. {plot.caption}", quote=True)
     return f'{head} role="img" aria-label="{label}">{rest.rstrip()}'
+
+
+def _identifier(plot: Plot) -> str:
+    """Return the element's identifier, which no part of the page shares."""
+    return f"drawing-{plot.name}"
