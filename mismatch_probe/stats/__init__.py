@@ -7,6 +7,7 @@ the prompt of each sequence.
 
 from __future__ import annotations
 
+from mismatch_probe.stats.accumulate import DriftAccumulator
 from mismatch_probe.stats.buckets import (
     Bucket,
     Histogram2D,
@@ -70,6 +71,7 @@ __all__ = [
     "Check",
     "ChiSquare",
     "ClusterError",
+    "DriftAccumulator",
     "EffectiveSampleSize",
     "Estimate",
     "Extrapolation",

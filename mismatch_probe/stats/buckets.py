@@ -18,6 +18,7 @@ from mismatch_probe.stats.kl import token_k3
 from mismatch_probe.stats.layout import FloatArray, IntArray, SequenceLayout
 
 PROBABILITY_EDGES = (0.0, 1e-4, 1e-3, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+POSITION_EDGES = (0.0, *(float(2**power) for power in range(31)))
 ENTROPY_EDGES = (0.0, 0.01, 0.1, 0.3, 1.0, 2.0, 4.0, 16.0)
 
 
@@ -125,8 +126,8 @@ def buckets_by_value(
     array, bounds = np.asarray(values, dtype=np.float64), np.asarray(edges, dtype=np.float64)
     if array.shape != log_ratio.shape or bounds.size < 2 or np.any(np.diff(bounds) <= 0):
         raise ConfigError("values and log_ratio must be of one length, and edges must rise")
-    place = np.clip(np.searchsorted(bounds, array, side="right") - 1, 0, bounds.size - 2)
-    return _collect(place, log_ratio, bounds[:-1], bounds[1:])
+    sums = bucket_sums(bucket_of(array, bounds), log_ratio, bounds.size - 1)
+    return buckets_from_sums(sums, bounds[:-1], bounds[1:])
 
 
 def buckets_by_label(labels: npt.ArrayLike, log_ratio: FloatArray) -> tuple[Bucket, ...]:
@@ -138,7 +139,8 @@ def buckets_by_label(labels: npt.ArrayLike, log_ratio: FloatArray) -> tuple[Buck
     names, place = np.unique(np.asarray(labels), return_inverse=True)
     if place.shape != log_ratio.shape:
         raise ConfigError("labels and log_ratio must be of one length")
-    return _collect(place, log_ratio, names.astype(np.float64), names.astype(np.float64))
+    labels_as_bounds = names.astype(np.float64)
+    return buckets_from_sums(bucket_sums(place, log_ratio, names.size), labels_as_bounds, labels_as_bounds)
 
 
 def probability_buckets(train_logprobs: FloatArray, rollout_logprobs: FloatArray) -> tuple[Bucket, ...]:
@@ -149,21 +151,44 @@ def probability_buckets(train_logprobs: FloatArray, rollout_logprobs: FloatArray
 
 def position_buckets(log_ratio: FloatArray, layout: SequenceLayout) -> tuple[Bucket, ...]:
     """Buckets by position in the response: 0, 1, 2-3, 4-7, 8-15 and so on, doubling."""
-    longest = int(layout.lengths.max()) if layout.num_sequences else 1
-    edges = [0.0, *(float(2**k) for k in range(max(1, int(np.ceil(np.log2(max(longest, 1))) + 1))))]
-    return buckets_by_value(layout.token_position, log_ratio, edges)
+    return buckets_by_value(layout.token_position, log_ratio, POSITION_EDGES)
 
 
-def _collect(place: IntArray, log_ratio: FloatArray, low: FloatArray, high: FloatArray) -> tuple[Bucket, ...]:
-    size = low.size
-    counts = np.bincount(place, minlength=size)
+def bucket_of(values: FloatArray, edges: npt.ArrayLike) -> IntArray:
+    """Index of the bucket of each value, int64; outermost buckets take what lies outside."""
+    bounds = np.asarray(edges, dtype=np.float64)
+    return np.clip(np.searchsorted(bounds, values, side="right") - 1, 0, bounds.size - 2).astype(np.int64)
+
+
+def bucket_sums(
+    place: IntArray, log_ratio: FloatArray, size: int, *, k3: FloatArray | None = None
+) -> FloatArray:
+    """Sums of l, |l|, K3 and the number of tokens of each bucket, float64 [size, 4].
+
+    Args:
+        place: int64 [tokens] bucket of each token.
+        log_ratio: float64 [tokens], nats.
+        size: Number of buckets.
+        k3: float64 [tokens], where it was computed already.
+    """
+    columns = (log_ratio, np.abs(log_ratio), token_k3(log_ratio) if k3 is None else k3)
     with np.errstate(over="ignore"):
-        columns = (log_ratio, np.abs(log_ratio), token_k3(log_ratio))
         sums = [np.bincount(place, weights=column, minlength=size) for column in columns]
+    return np.column_stack([*sums, np.bincount(place, minlength=size).astype(np.float64)])
+
+
+def buckets_from_sums(sums: FloatArray, low: FloatArray, high: FloatArray) -> tuple[Bucket, ...]:
+    """Buckets that have tokens, from `bucket_sums`.
+
+    Args:
+        sums: float64 [buckets, 4].
+        low: float64 [buckets].
+        high: float64 [buckets].
+    """
     result = []
-    for index in np.flatnonzero(counts):
-        n = int(counts[index])
-        mean, mean_abs, k3 = (float(column[index]) / n for column in sums)
+    for index in np.flatnonzero(sums[:, 3]):
+        n = int(sums[index, 3])
+        mean, mean_abs, k3 = (float(v) / n for v in sums[index, :3])
         finite_k3 = k3 if np.isfinite(k3) else None
         result.append(Bucket(float(low[index]), float(high[index]), n, mean, mean_abs, finite_k3))
     return tuple(result)

@@ -200,16 +200,25 @@ def length_law(
     if log_ratio is not None:
         tokens = finite_array(log_ratio, "log_ratio")
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        layout = SequenceLayout.from_arrays(offsets, labels, num_tokens=tokens.size)
-        growth = pooled_variance_time(tokens, layout)
-    weights, sizes, labels = weights[has_tokens], sizes[has_tokens], labels[has_tokens]
-    layout = SequenceLayout.from_arrays(np.concatenate([[0], np.cumsum(sizes)]), labels)
-    return _law(weights, layout, growth, num_buckets)
+        growth = pooled_variance_time(
+            tokens, SequenceLayout.from_arrays(offsets, labels, num_tokens=tokens.size)
+        )
+    kept = np.concatenate([[0], np.cumsum(sizes[has_tokens])])
+    layout = SequenceLayout.from_arrays(kept, labels[has_tokens])
+    return length_law_from_growth(weights[has_tokens], layout, growth, num_buckets=num_buckets)
 
 
-def _law(
-    weights: FloatArray, layout: SequenceLayout, growth: VarianceTime | None, num_buckets: int
+def length_law_from_growth(
+    weights: FloatArray, layout: SequenceLayout, growth: VarianceTime | None, *, num_buckets: int = 5
 ) -> LengthLaw:
+    """The length law where the variance of block sums is known already.
+
+    Args:
+        weights: float64 [sequences] log W, nats.
+        layout: Their lengths, all above 0, and prompts.
+        growth: Variance of block sums, or None.
+        num_buckets: Buckets by length.
+    """
     n, lengths = weights.size, layout.lengths.astype(np.float64)
     kappa_value = -float(weights.sum()) / float(lengths.sum())
     table = layout.sequence_table(-weights, lengths)[:, :2]

@@ -8,25 +8,37 @@ import numpy as np
 
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import MEAN, POSITIVE_MEAN, Statistic, interval_from_table
+from mismatch_probe.stats.kl import token_k3
 from mismatch_probe.stats.layout import FloatArray, SequenceLayout
 from mismatch_probe.stats.logspace import LOG_MAX, log_mean_exp
 
 OVERFLOW = "exp of the largest log-ratio leaves float64"
+EXP_LIMIT = LOG_MAX - 28.0
+"""Largest exponent of which 2^40 exponentials can still be summed."""
+
+
+EXPM1_MEAN = Statistic(MEAN.function, "log1p")
+"""Mean of exp(x) - 1, with the interval on the logarithm of the mean of exp(x)."""
 
 
 def token_mean(values: FloatArray, layout: SequenceLayout, *, positive: bool = False) -> Estimate:
     """Mean over tokens with an interval over prompts.
 
     Args:
-        values: float64 [tokens]; infinite entries give a null value with the reason.
+        values: float64 [tokens], finite.
         layout: Sequences and prompts.
         positive: No entry is below 0: the interval is set on the logarithm and needs more than one prompt to
             carry it.
     """
-    n = int(values.size)
-    if not np.all(np.isfinite(values)):
-        return Estimate(None, None, None, n, OVERFLOW)
-    return interval_from_table(layout.token_table(values), POSITIVE_MEAN if positive else MEAN, n=n)
+    table = layout.token_table(values)
+    return interval_from_table(table, POSITIVE_MEAN if positive else MEAN, n=int(values.size))
+
+
+def k3_mean(log_ratio: FloatArray, layout: SequenceLayout) -> Estimate:
+    """Mean of K3 over tokens; null with the reason where a log-ratio is above 681 nats."""
+    if float(log_ratio.max()) > EXP_LIMIT:
+        return Estimate(None, None, None, int(log_ratio.size), OVERFLOW)
+    return token_mean(token_k3(log_ratio), layout, positive=True)
 
 
 def sequence_mean(values: FloatArray, layout: SequenceLayout) -> Estimate:
@@ -45,11 +57,10 @@ def sequence_expm1_mean(exponents: FloatArray, layout: SequenceLayout) -> Estima
 
 
 def _expm1_mean(exponents: FloatArray, table: Callable[[FloatArray], FloatArray]) -> Estimate:
-    n = int(exponents.size)
-    # Room for a sum of 2^40 such terms below the end of float64.
-    if float(exponents.max()) > LOG_MAX - 28.0:
+    n, largest = int(exponents.size), float(exponents.max())
+    if largest > EXP_LIMIT:
         return Estimate(None, None, None, n, OVERFLOW)
-    return interval_from_table(table(np.expm1(exponents)), Statistic(MEAN.function, "log1p"), n=n)
+    return interval_from_table(table(np.expm1(exponents)), EXPM1_MEAN, n=n)
 
 
 def shifted(estimate: Estimate, by: float) -> Estimate:

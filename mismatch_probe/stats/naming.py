@@ -68,7 +68,7 @@ Rows = Iterator[tuple[str, float, str]]
 def framework_metrics(
     train_logprobs: npt.ArrayLike, rollout_logprobs: npt.ArrayLike, offsets: npt.ArrayLike
 ) -> list[FrameworkMetric]:
-    """Computes every name that needs nothing but both sides' log-probabilities, with each framework's defaults.
+    """Computes every name that needs only both sides' log-probabilities, with each framework's defaults.
 
     `t` is what was passed as training side. Frameworks differ in what theirs is: the old policy recomputed by
     the trainer (verl, TRL, NeMo-RL, SkyRL, OpenRLHF, ROLL, slime) or the current one (prime-rl and bypass

@@ -10,11 +10,12 @@ import numpy.typing as npt
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.stats.buckets import SequenceAt, worst_sequences
 from mismatch_probe.stats.clusters import design_effect
+from mismatch_probe.stats.dependence import VarianceTime, pooled_variance_time
 from mismatch_probe.stats.effective_size import effective_sample_size
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.kl import chi2
 from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
-from mismatch_probe.stats.length_law import LengthLaw, length_law
+from mismatch_probe.stats.length_law import LengthLaw, length_law_from_growth
 from mismatch_probe.stats.means import (
     effective_fraction,
     sequence_expm1_mean,
@@ -85,7 +86,7 @@ class SequenceSummary:
         scatter: log W against length.
         histogram: Of log W.
         worst: Sequences with the largest |log W|.
-        exact: Every log W is 0.
+        exact: Every log-ratio is 0.
     """
 
     num_sequences: int
@@ -133,18 +134,49 @@ def summarise_sequences(
     layout = SequenceLayout.from_arrays(
         np.concatenate([[0], np.cumsum(whole.lengths[kept])]), whole.clusters[kept]
     )
-    log_weight = layout.sequence_sums(values)
-    size = effective_sample_size(log_weight)
-    effect = design_effect(log_weight, layout.clusters)
-    tail = pareto_k(log_weight, r_eff=1.0 / max(effect, 1.0) if effect else 1.0)
-    law = length_law(log_weight, layout.lengths, layout.clusters, log_ratio=values)
-    untrusted = _no_variance(tail)
     advantage = None if advantages is None else np.asarray(advantages, dtype=np.float64)
     if advantage is not None and advantage.shape != whole.clusters.shape:
         raise ConfigError("advantages must have one entry a sequence")
-    return SequenceSummary(
-        num_sequences=int(kept.size),
+    return sequence_summary_from_weights(
+        layout.sequence_sums(values),
+        layout,
+        growth=pooled_variance_time(values, layout),
+        advantages=None if advantage is None else advantage[kept],
+        worst=worst_sequences(values, whole, num_worst),
         num_empty=int(whole.num_sequences - kept.size),
+        exact=not np.any(values),
+    )
+
+
+def sequence_summary_from_weights(
+    log_weight: FloatArray,
+    layout: SequenceLayout,
+    *,
+    growth: VarianceTime | None,
+    advantages: FloatArray | None,
+    worst: tuple[SequenceAt, ...],
+    num_empty: int,
+    exact: bool,
+) -> SequenceSummary:
+    """The same from log-weights, where the tokens themselves are gone.
+
+    Args:
+        log_weight: float64 [sequences with tokens], nats.
+        layout: Their lengths and prompts.
+        growth: Variance of block sums, or None.
+        advantages: float64 [sequences with tokens] or None.
+        worst: Sequences with the largest |log W|.
+        num_empty: Sequences without tokens.
+        exact: Every log-ratio is 0.
+    """
+    size = effective_sample_size(log_weight)
+    effect = design_effect(log_weight, layout.clusters)
+    tail = pareto_k(log_weight, r_eff=1.0 / max(effect, 1.0) if effect else 1.0)
+    law = length_law_from_growth(log_weight, layout, growth)
+    untrusted = _no_variance(tail)
+    return SequenceSummary(
+        num_sequences=int(log_weight.size),
+        num_empty=num_empty,
         log_weight=LogWeightSummary(
             mean=sequence_mean(log_weight, layout),
             std=standard_deviation(log_weight, layout),
@@ -159,10 +191,10 @@ def summarise_sequences(
         mean_weight=_without_interval(shifted(sequence_expm1_mean(log_weight, layout), 1.0), untrusted),
         length_law=law,
         gaussian_ratio=law.gaussian_ratio,
-        scatter=_scatter(log_weight, layout, None if advantage is None else advantage[kept]),
+        scatter=_scatter(log_weight, layout, advantages),
         histogram=_histogram(log_weight),
-        worst=worst_sequences(values, whole, num_worst),
-        exact=not np.any(values),
+        worst=worst,
+        exact=exact,
     )
 
 

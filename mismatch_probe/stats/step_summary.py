@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.stats.estimate import Estimate
-from mismatch_probe.stats.kl import token_k3
 from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
-from mismatch_probe.stats.means import token_mean
+from mismatch_probe.stats.means import k3_mean, token_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def summarise_step(
     sums = layout.sequence_sums(values)[layout.lengths > 0]
     return StepSummary(
         k1=token_mean(-values, layout),
-        k3=token_mean(token_k3(values), layout, positive=True),
+        k3=k3_mean(values, layout),
         mean=token_mean(values, layout),
         std=float(values.std()),
         mean_abs=token_mean(absolute, layout, positive=True),

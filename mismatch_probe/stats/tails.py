@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError
-from mismatch_probe.stats.clusters import cluster_standard_error
 from mismatch_probe.stats.comparisons import wilson_interval, zero_event_upper_bound
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import MIN_CLUSTERS
-from mismatch_probe.stats.layout import FloatArray, finite_array
+from mismatch_probe.stats.layout import FloatArray, cluster_table, finite_array
 
 LEVELS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 TAUS = (1.25, 2.0, 5.0)
@@ -103,22 +102,43 @@ def rate_estimate(
     Args:
         events: bool [units].
         clusters: [units] prompt.
-        proxy: [units] a quantity whose design effect stands in when there is no event (or nothing else).
+        proxy: [units] a quantity whose design effect stands in when there is no event (or nothing else);
+            default units count as independent then.
+    """
+    counted = events.astype(np.float64)
+    other = np.zeros(events.size) if proxy is None else proxy
+    return rate_from_table(cluster_table(clusters, counted, other, other * other))
+
+
+def rate_from_table(table: FloatArray) -> Estimate:
+    """The same from one row for each prompt.
+
+    Args:
+        table: float64 [prompts, 4]: events, sum of the proxy, sum of its squares (all 0 for none), units.
     """
     from scipy.special import stdtrit
 
-    n = int(events.size)
-    rate = float(np.mean(events))
-    spread = cluster_standard_error(events.astype(np.float64), clusters)
-    if spread.num_clusters < MIN_CLUSTERS:
-        return Estimate(
-            rate, None, None, n, f"{spread.num_clusters} prompts: an interval needs {MIN_CLUSTERS}"
-        )
+    prompts, n = int(table.shape[0]), int(table[:, 3].sum())
+    rate = float(table[:, 0].sum()) / n
+    if prompts < MIN_CLUSTERS:
+        return Estimate(rate, None, None, n, f"{prompts} prompts: an interval needs {MIN_CLUSTERS}")
     if rate in (0.0, 1.0):
-        effective = n if proxy is None else cluster_standard_error(proxy, clusters).effective_n
+        effective = _effective_units(table[:, 1], table[:, 3], float(table[:, 2].sum()))
         bound = zero_event_upper_bound(effective)
         return Estimate(rate, 0.0, bound, n) if rate == 0.0 else Estimate(rate, 1.0 - bound, 1.0, n)
-    effective = spread.effective_n
-    student = float(stdtrit(spread.num_clusters - 1, 0.975))
+    effective = _effective_units(table[:, 0], table[:, 3], float(table[:, 0].sum()))
+    student = float(stdtrit(prompts - 1, 0.975))
     low, high = wilson_interval(rate * effective, effective, quantile=student)
     return Estimate(rate, low, high, n)
+
+
+def _effective_units(sums: FloatArray, counts: FloatArray, squares: float) -> float:
+    """Units over design effect, at most the units: sums, counts [prompts] and the overall sum of squares."""
+    n, prompts = float(counts.sum()), sums.size
+    mean = float(sums.sum()) / n
+    within = squares - n * mean * mean
+    if within <= 1e-12 * squares or n < 2:
+        return n
+    residual = sums - mean * counts
+    clustered = float(residual @ residual) * prompts / (prompts - 1)
+    return n / max(clustered * (n - 1) / (n * within), 1.0)

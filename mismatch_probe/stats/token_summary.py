@@ -24,17 +24,18 @@ from mismatch_probe.stats.buckets import (
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.kl import CLAMP, chi2, token_k2, token_k3
 from mismatch_probe.stats.layout import SequenceLayout, finite_array
-from mismatch_probe.stats.means import shifted, token_expm1_mean, token_mean
+from mismatch_probe.stats.means import k3_mean, shifted, token_expm1_mean, token_mean
 from mismatch_probe.stats.tails import LEVELS, TAUS, ExtremeRate, extreme_rates, quantiles, top_share
 
 
 @dataclass(frozen=True, slots=True)
 class TokenQuantiles:
-    """Quantiles at `levels` of the log-ratio and of its size, nats."""
+    """Quantiles at `levels` of l and |l|, nats; each within `relative_error` of itself."""
 
     levels: tuple[float, ...]
     log_ratio: tuple[float, ...]
     abs_log_ratio: tuple[float, ...]
+    relative_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def summarise_tokens(
         num_tokens=int(values.size),
         k1=token_mean(-values, layout),
         k2=token_mean(token_k2(values), layout, positive=True),
-        k3=token_mean(k3, layout, positive=True),
+        k3=k3_mean(values, layout),
         k3_clamped=float(token_k3(np.clip(values, -CLAMP, CLAMP)).mean()),
         num_clamped=int(np.count_nonzero(absolute > CLAMP)),
         mean_log_ratio=token_mean(values, layout),
