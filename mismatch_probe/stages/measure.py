@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mismatch_probe import __version__
 from mismatch_probe.config.bars import load_bars
 from mismatch_probe.errors import InconclusiveError
 from mismatch_probe.result import RESULT_SCHEMA_VERSION, to_json
+from mismatch_probe.stages.drift_sections import drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
 from mismatch_probe.trace.parts import write_json
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
-from mismatch_probe.verdict import NOT_INVALIDATING, judge
+from mismatch_probe.verdict import judge
 
 METHODS = ("vespo", "token_tis", "seq_tis", "gspo")
 
@@ -50,7 +53,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
     result: dict[str, Any] = {
         "schema_version": RESULT_SCHEMA_VERSION,
         "provenance": _provenance(manifest, trace, legs),
-        **_drift_sections(trace),
+        **drift_sections(trace, token_classes=_token_classes(manifest, trace)),
         "legs": to_json(legs_section(trace, legs)),
         "routing": to_json(_routing(manifest, trace, legs)),
         "weights": to_json(_weights(trace)),
@@ -75,46 +78,17 @@ def _is_complete(run: RunDirectory, leg: str, num_parts: int) -> bool:
     return all(path(part).is_file() for part in range(num_parts))
 
 
-def _drift_sections(trace: Trace) -> dict[str, Any]:
-    from mismatch_probe.stats.sequence_summary import summarise_sequences
-    from mismatch_probe.stats.token_summary import summarise_tokens
-    from mismatch_probe.stats.validity import validity_checks
+def _token_classes(
+    manifest: Mapping[str, Any], trace: Trace
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]] | None:
+    """Class of every response token and the names of the classes, where the model's tokenizer is on this machine."""
+    from mismatch_probe.prompts.token_classes import CLASSES, classify_vocabulary
 
-    rollout = trace.rollout
-    train = trace.logprobs("train/forward")
-    entropy = trace.entropy("train/forward")
-    checks = validity_checks(train, rollout.logprobs, rollout.offsets, rollout.prompt_index, entropy=entropy)
-    finite = np.isfinite(train) & np.isfinite(rollout.logprobs)
-    if not finite.all():
-        # Sequence sums with a hole in them are not sequence sums: nothing downstream of this can be had.
-        worst = int(np.searchsorted(rollout.offsets, np.flatnonzero(~finite)[0], side="right") - 1)
-        raise InconclusiveError(
-            f"{int((~finite).sum())} log-probabilities are not finite, the first in sequence {rollout.sequence_id[worst]}",
-            hint="find out which side writes them: compare scores/*/part-*.parquet at that sequence",
-        )
-    log_ratio = train - rollout.logprobs
-    trusted = not any(check.status == "fail" and check.code not in NOT_INVALIDATING for check in checks)
-    return {
-        "data_quality": {"trusted": trusted, "checks": to_json(checks), "excluded_tokens": 0},
-        "token": to_json(
-            summarise_tokens(
-                log_ratio,
-                rollout_logprobs=rollout.logprobs,
-                train_logprobs=train,
-                offsets=rollout.offsets,
-                clusters=rollout.prompt_index,
-                entropy=entropy,
-            )
-        ),
-        "sequence": {
-            **to_json(
-                summarise_sequences(
-                    log_ratio, rollout.offsets, rollout.prompt_index, advantages=rollout.advantage
-                )
-            ),
-            "max_length": int(rollout.lengths.max()),
-        },
-    }
+    folder = manifest["model"].get("path")
+    classes = (
+        None if folder is None else classify_vocabulary(Path(folder), int(manifest["model"]["vocab_size"]))
+    )
+    return None if classes is None else (classes[trace.rollout.response_tokens], CLASSES)
 
 
 def _routing(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> dict[str, Any]:
@@ -157,7 +131,8 @@ def _provenance(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> d
         "created_at": manifest["created_at"],
         "run_id": manifest["run_id"],
         "tool_version": __version__,
-        "model": dict(manifest["model"]),
+        # Where the checkpoint lay is for resuming; it says nothing to whoever reads a result elsewhere.
+        "model": {key: value for key, value in manifest["model"].items() if key != "path"},
         "train_model": dict(manifest["train_model"]),
         "rollout": engines.get("rollout"),
         "train": engines.get("train"),

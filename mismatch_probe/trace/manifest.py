@@ -47,6 +47,7 @@ def new_manifest(plan: RunPlan, command: str) -> dict[str, Any]:
         "versions": package_versions(),
         "model": {
             "name": plan.rollout_model.name,
+            "path": str(plan.rollout_model.path),
             "note": plan.rollout_model.note,
             "is_random": plan.rollout_model.is_random,
             "architecture": facts.architecture,

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,3 +69,19 @@ def test_a_token_is_charged_with_the_position_that_predicted_it():
     flips = np.array([9, 1, 2, 3, 9, 9, 4])
     got = flips_before(flips, np.array([2, 3]), np.array([3, 1]))
     assert got.tolist() == [1, 2, 3, 4]
+
+
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors/routing.json").read_text())["routing_overlap"]
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"])
+def test_exact_vectors(case):
+    args, expect = case["args"], case["expect"]
+    compared = compare_routes(np.array(args["rollout"], np.int16), np.array(args["train"], np.int16))
+    got = {
+        "router_diff_frac": compared.flipped.mean(),
+        "token_any_diff_frac": (compared.flipped_layers > 0).mean(),
+        "mean_layers_diff": compared.flipped_layers.mean(),
+        "mean_jaccard": compared.jaccard.mean(),
+    }
+    assert got == {name: pytest.approx(value, rel=case["rtol"]) for name, value in expect.items()}

@@ -1,0 +1,81 @@
+"""The sections `data_quality`, `token` and `sequence` of a result: how far the two sides are apart on the sampled tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mismatch_probe.errors import InconclusiveError
+from mismatch_probe.result import to_json
+from mismatch_probe.stats.naming import framework_metrics
+from mismatch_probe.stats.sequence_summary import summarise_sequences
+from mismatch_probe.stats.tails import quantiles
+from mismatch_probe.stats.token_summary import summarise_tokens
+from mismatch_probe.stats.validity import validity_checks
+from mismatch_probe.trace.trace import Rollout, Trace
+from mismatch_probe.verdict import NOT_INVALIDATING
+
+# Levels of the distribution function that a report draws: even, with both tails resolved.
+_ECDF_LEVELS = tuple(
+    np.unique(np.concatenate([np.linspace(0, 1, 101), 1 - np.geomspace(1e-4, 1e-2, 20)])).tolist()
+)
+
+
+def drift_sections(
+    trace: Trace, *, token_classes: tuple[npt.NDArray[np.int64], tuple[str, ...]] | None = None
+) -> dict[str, Any]:
+    """Measures `train/forward` against `rollout/decode`.
+
+    Args:
+        trace: The run.
+        token_classes: int64 [response tokens] class of each token, and the names of the classes; None where unknown.
+
+    Raises:
+        InconclusiveError: A log-probability is not finite; the message names the sequence.
+    """
+    rollout = trace.rollout
+    train = trace.logprobs("train/forward")
+    entropy = trace.entropy("train/forward")
+    checks = validity_checks(train, rollout.logprobs, rollout.offsets, rollout.prompt_index, entropy=entropy)
+    _refuse_holes(rollout, train)
+    log_ratio = train - rollout.logprobs
+    trusted = not any(check.status == "fail" and check.code not in NOT_INVALIDATING for check in checks)
+    classes, names = (None, ()) if token_classes is None else token_classes
+    tokens = summarise_tokens(
+        log_ratio,
+        rollout_logprobs=rollout.logprobs,
+        train_logprobs=train,
+        offsets=rollout.offsets,
+        clusters=rollout.prompt_index,
+        entropy=entropy,
+        token_class=classes,
+    )
+    sequences = summarise_sequences(
+        log_ratio, rollout.offsets, rollout.prompt_index, advantages=rollout.advantage
+    )
+    return {
+        "data_quality": {"trusted": trusted, "checks": to_json(checks), "excluded_tokens": 0},
+        "token": {
+            **to_json(tokens),
+            "token_class_names": list(names),
+            "ecdf": {
+                "levels": list(_ECDF_LEVELS),
+                "abs_log_ratio": to_json(quantiles(np.abs(log_ratio), _ECDF_LEVELS)),
+            },
+            "dashboards": to_json(framework_metrics(train, rollout.logprobs, rollout.offsets)),
+        },
+        "sequence": {**to_json(sequences), "max_length": int(rollout.lengths.max())},
+    }
+
+
+def _refuse_holes(rollout: Rollout, train: npt.NDArray[np.float64]) -> None:
+    """A sequence sum with a hole in it is no sequence sum, so nothing downstream of one can be had."""
+    holes = ~(np.isfinite(train) & np.isfinite(rollout.logprobs))
+    if holes.any():
+        first = int(np.searchsorted(rollout.offsets, np.flatnonzero(holes)[0], side="right") - 1)
+        raise InconclusiveError(
+            f"{int(holes.sum())} log-probabilities are not finite (MP102), the first in sequence {rollout.sequence_id[first]}",
+            hint="find out which side writes them: rollout/ and scores/ hold every value by sequence_id",
+        )
