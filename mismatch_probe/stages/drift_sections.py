@@ -76,6 +76,6 @@ def _refuse_holes(rollout: Rollout, train: npt.NDArray[np.float64]) -> None:
     if holes.any():
         first = int(np.searchsorted(rollout.offsets, np.flatnonzero(holes)[0], side="right") - 1)
         raise InconclusiveError(
-            f"{int(holes.sum())} log-probabilities are not finite (MP102), the first in sequence {rollout.sequence_id[first]}",
+            f"{int(holes.sum())} log-probabilities are not finite (MP102), first in sequence {rollout.sequence_id[first]}",
             hint="find out which side writes them: rollout/ and scores/ hold every value by sequence_id",
         )
