@@ -244,11 +244,13 @@ class DriftAccumulator:
         k3 = token_k3(log_ratio)
         square = 2.0 * log_ratio
         far = square > EXP_LIMIT
+        clamped, beyond = k3.copy(), size > CLAMP
+        clamped[beyond] = token_k3(np.clip(log_ratio[beyond], -CLAMP, CLAMP))
         columns = [
             log_ratio,
             token_k2(log_ratio),
             np.where(log_ratio <= EXP_LIMIT, k3, 0.0),
-            token_k3(np.clip(log_ratio, -CLAMP, CLAMP)),
+            clamped,
             size,
             np.expm1(np.where(log_ratio <= EXP_LIMIT, log_ratio, 0.0)),
             np.expm1(np.where(far, 0.0, square)),
@@ -257,7 +259,7 @@ class DriftAccumulator:
         ]
         sums = [layout.sequence_sums(column) for column in columns]
         self._tokens.add(rows, np.column_stack([*sums, layout.lengths.astype(np.float64)]))
-        self._num_clamped += int(np.count_nonzero(size > CLAMP))
+        self._num_clamped += int(np.count_nonzero(beyond))
         self._num_far += int(np.count_nonzero(far))
         if log_ratio.size:
             self._max_log_ratio = max(self._max_log_ratio, float(log_ratio.max()))

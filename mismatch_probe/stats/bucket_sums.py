@@ -20,6 +20,8 @@ from mismatch_probe.stats.buckets import (
 from mismatch_probe.stats.exact_sums import ExactSums
 from mismatch_probe.stats.layout import FloatArray, IntArray
 
+DENSE = 4096
+
 
 class _Partition:
     """Sums of one partition of the tokens; rows by label, numbered as they come."""
@@ -31,8 +33,13 @@ class _Partition:
 
     def update(self, labels: IntArray, log_ratio: FloatArray, k3: FloatArray) -> None:
         """Adds tokens by int64 [tokens] label."""
-        names, place = np.unique(labels, return_inverse=True)
-        sums = bucket_sums(place, log_ratio, names.size, k3=k3)
+        if int(labels.min()) >= 0 and int(labels.max()) < DENSE:
+            sums = bucket_sums(labels, log_ratio, int(labels.max()) + 1, k3=k3)
+            names = np.flatnonzero(sums[:, 3])
+            sums = sums[names]
+        else:
+            names, place = np.unique(labels, return_inverse=True)
+            sums = bucket_sums(place, log_ratio, names.size, k3=k3)
         self._overflown |= {int(name) for name in names[~np.isfinite(sums[:, 2])]}
         self._sums.add(self._rows(names), np.where(np.isfinite(sums), sums, 0.0))
 

@@ -39,13 +39,17 @@ def token_k3(log_ratio: npt.ArrayLike) -> FloatArray:
     """
     values = np.asarray(log_ratio, dtype=np.float64)
     with np.errstate(over="ignore"):
-        direct = np.expm1(values) - values
-    small = np.where(np.abs(values) < 0.02, values, 0.0)
+        result = np.asarray(np.expm1(values) - values)
+    near = np.abs(values) < 0.02
+    small = values[near]
     # l^2/2 (1 + l/3 (1 + l/4 (1 + l/5 (1 + l/6 (1 + l/7))))): the next term is below 1e-15 of the sum.
     factor = np.ones_like(small)
     for divisor in (7.0, 6.0, 5.0, 4.0, 3.0):
-        factor = 1.0 + small / divisor * factor
-    return np.where(np.abs(values) < 0.02, 0.5 * small * small * factor, direct)
+        factor *= small
+        factor /= divisor
+        factor += 1.0
+    result[near] = 0.5 * small * small * factor
+    return result
 
 
 def token_k3_reverse(log_ratio: npt.ArrayLike) -> FloatArray:

@@ -93,8 +93,12 @@ class SequenceLayout:
 
     def sequence_sums(self, values: FloatArray) -> FloatArray:
         """Sum of a per-token array over each sequence, float64 [num_sequences]; 0 for an empty one."""
-        sums = np.bincount(self.token_sequence, weights=values, minlength=self.num_sequences)
-        return sums.astype(np.float64)
+        sums = np.zeros(self.num_sequences)
+        filled = self.lengths > 0
+        if values.size:
+            # Each sequence is summed by itself: the result does not depend on what else is in the array.
+            sums[filled] = np.add.reduceat(values, self.offsets[:-1][filled])
+        return sums
 
     def token_table(self, *columns: FloatArray) -> FloatArray:
         """Sums of per-token columns and the token count for each prompt that has tokens.

@@ -152,7 +152,14 @@ class Largest:
         return self._rows
 
     def _shrink(self) -> None:
-        order: IntArray = np.lexsort((*self._rows.T[:0:-1], -self._rows[:, 0]))[: self._capacity]
-        self._rows = self._rows[order]
+        keys = self._rows[:, 0]
+        if keys.size > self._capacity:
+            bound = np.partition(keys, keys.size - self._capacity)[keys.size - self._capacity]
+            self._rows = self._rows[keys >= bound]
+        if self._rows.shape[1] == 1:
+            self._rows = -np.sort(-self._rows, axis=0)[: self._capacity]
+        else:
+            order: IntArray = np.lexsort((*self._rows.T[:0:-1], -self._rows[:, 0]))[: self._capacity]
+            self._rows = self._rows[order]
         if self._rows.shape[0] == self._capacity:
             self._threshold = float(self._rows[-1, 0])
