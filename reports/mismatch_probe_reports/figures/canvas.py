@@ -65,7 +65,9 @@ class Missing:
 
 def to_svg(plot: Plot) -> str:
     """Return the figure as an `<svg>` element for a page that defines the CSS variables of the style."""
-    with _fixed_settings(SENTINEL, {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": _identifier(plot)}):
+    with _fixed_settings(
+        SENTINEL, {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": _identifier(plot)}
+    ):
         figure = _new_figure(plot, SENTINEL, caption=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", dpi=DPI, metadata={"Date": None}, transparent=True)
