@@ -214,3 +214,22 @@ def test_recommended_method_is_drawn_and_the_rest_is_counted() -> None:
     label = result["weights"]["methods"][result["recommendation"]["method"]]["label"]
     assert label in to_svg(plot)
     assert "6 of 8 methods drawn" in plot.title
+
+
+@pytest.mark.parametrize(
+    ("wild", "conclusion"), [(0.0, "noise that adds up"), (0.25, "drift far more than the rest")]
+)
+def test_caption_tells_noise_from_a_few_wild_sequences(wild: float, conclusion: str) -> None:
+    rng = np.random.default_rng(9)
+    length = rng.integers(50, 200, 400)
+    spread = np.where(rng.random(400) < wild, 0.5, 0.03)
+    law = {"kappa": {"value": 0.0}, "variance_per_token": {"value": 0.03**2}}
+    scatter = {
+        "length": length.tolist(),
+        "log_weight": (rng.normal(size=400) * spread * np.sqrt(length)).tolist(),
+    }
+    plot = log_weight_length.prepare(
+        {"sequence": {"num_sequences": 400, "length_law": law, "scatter": scatter}}
+    )
+    assert isinstance(plot, Plot)
+    assert conclusion in plot.caption

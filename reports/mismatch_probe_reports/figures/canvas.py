@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CAPTION_WIDTH = 150
 CAPTION_LINE_INCHES = 0.2
 HEAD_INCHES = 0.45
+# Markup but no text content: numbers there are coordinates, of which a thousandth of a point is enough.
+_TAG = re.compile(r"<[a-z][^>]*>")
+_LONG_DECIMAL = re.compile(r"(?<![\w.#])-?\d+\.\d{4,}")
 FOOT_INCHES = 0.12
 
 
@@ -124,11 +127,8 @@ def _inline(document: str, plot: Plot) -> str:
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # The rule applies to every element of the page, not to this figure; the page's own style sheet has it.
     svg = re.sub(r"\s*<defs>\s*<style[^>]*>[^<]*</style>\s*</defs>", "", svg)
-    # Identifiers such as axes_1 repeat in every figure.
-    name = _identifier(plot)
-    svg = re.sub(rf'\bid="(?!{name}")', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = _TAG.sub(lambda tag: _LONG_DECIMAL.sub(_shortened, tag[0]), svg)
+    svg = _rename(svg, _identifier(plot))
     svg = svg.replace(f"'{FONT}'", FONT_STACK)
     for sentinel, variable in CSS_VARIABLES.items():
         svg = svg.replace(sentinel, variable)
@@ -141,3 +141,22 @@ def _inline(document: str, plot: Plot) -> str:
 def _identifier(plot: Plot) -> str:
     """Return the element's identifier, which no part of the page shares."""
     return f"drawing-{plot.name}"
+
+
+def _rename(svg: str, root: str) -> str:
+    """Number the identifiers inside a drawing in order of appearance.
+
+    Names such as axes_1 repeat in every figure; those of clip paths are hashes of coordinates in which the layout
+    solver leaves noise far below a pixel, different in every run.
+    """
+    names = dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg))
+    numbered = {name: f"{root}-{number}" for number, name in enumerate(names) if name != root}
+
+    def rename(match: re.Match[str]) -> str:
+        return f"{match[1]}{numbered.get(match[2], match[2])}"
+
+    return re.sub(r'(\bid="|\bhref="#|url\(#)([^")]+)', rename, svg)
+
+
+def _shortened(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.3f}".rstrip("0").rstrip(".")

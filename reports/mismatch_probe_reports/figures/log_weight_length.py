@@ -21,8 +21,8 @@ NAME = "log_weight_length"
 TITLE = "Log-weight of each response against its length"
 HEIGHT_INCHES = 4.9
 DRAWABLE = 1e100
-# Gaussian noise would put 95 % there.
-EXPECTED_INSIDE = 0.93
+# What Gaussian noise puts within two standard deviations.
+EXPECTED_INSIDE = 0.9545
 ENOUGH = 20
 
 
@@ -111,7 +111,9 @@ def _caption(scatter: Scatter) -> str:
             f"{trend} tokens; {fmt.plural(len(scatter.length), 'sequence')} are too few to judge the spread."
         )
     share = f"{fmt.percent(inside)} of the sequences lie inside two standard deviations"
-    if inside >= EXPECTED_INSIDE:
+    # Fewer than expected only counts beyond three standard errors of that share.
+    slack = 3 * math.sqrt(EXPECTED_INSIDE * (1 - EXPECTED_INSIDE) / len(scatter.length))
+    if inside >= EXPECTED_INSIDE - slack:
         return f"{trend} tokens; {share}: noise that adds up token by token."
     return f"{trend} tokens; only {share}: a few sequences drift far more than the rest."
 
