@@ -22,7 +22,7 @@ def weight_curve(
 ) -> WeightCurve:
     """The curve over the range of the measured log W, and at least from -6 to 3.
 
-    Every point is a response of the median length whose log-ratio is the same at each token, without
+    Half of the points lie where log W was measured. Every point is a response of the median length whose log-ratio is the same at each token, without
     staleness.
 
     Args:
@@ -35,11 +35,15 @@ def weight_curve(
 
     length = max(1, int(np.median(lengths)))
     points = max(21, min(points, _MAX_TOKENS // length))
-    grid = np.linspace(min(-6.0, float(log_weight.min())), max(3.0, float(log_weight.max())), points)
+    low, high = float(log_weight.min()), float(log_weight.max())
+    # Half of the points over everything, half where this run's log W lies: a clip at 4e-4 would else be a slope.
+    wide = np.linspace(min(-6.0, low), max(3.0, high), points // 2)
+    measured = np.linspace(min(1.5 * low, -1e-3), max(1.5 * high, 1e-3), points - points // 2)
+    grid = np.unique(np.concatenate([wide, measured]))
     # Evenly spread over the tokens, and with log mu so low that log pi stays a log-probability.
     ratio = np.repeat(grid / length, length)
     rollout = np.minimum(-1.0, -1.0 - ratio)
-    offsets = np.arange(points + 1) * length
+    offsets = np.arange(grid.size + 1) * length
 
     def along(sign: float) -> FloatArray:
         batch = Batch.from_arrays(rollout + ratio, rollout, offsets, np.full(len(ratio), sign))

@@ -70,9 +70,11 @@ def check_shift(train_logprobs: FloatArray, rollout_logprobs: FloatArray, layout
     here = SHIFTS.index(0)
     shifted = np.delete(distances, here, axis=1)
     totals, at_zero = shifted.sum(axis=0), float(distances[:, here].sum())
+    if at_zero == 0.0:
+        return Check("MP105", name, "pass", None, SHIFT_BAR, "the sides are equal as they stand")
     best = int(np.argmin(totals))
     names = [shift for shift in SHIFTS if shift != 0]
-    ratio = float(totals[best]) / at_zero if at_zero > 0 else np.inf
+    ratio = float(totals[best]) / at_zero
     long = counts >= MIN_SHIFT_LENGTH - 2 * max(SHIFTS)
     single = long & (shifted.min(axis=1) < SHIFT_SEQUENCE_BAR * distances[:, here])
     num_single = int(np.count_nonzero(single))
@@ -81,8 +83,7 @@ def check_shift(train_logprobs: FloatArray, rollout_logprobs: FloatArray, layout
         f"shifting by {names[best]:+d} changes the distance of the sides {ratio:.2g} times;"
         f" {num_single} of {int(np.count_nonzero(long))} long sequences fit better shifted"
     )
-    observed = ratio if np.isfinite(ratio) else None
-    return Check("MP105", name, "fail" if failed else "pass", observed, SHIFT_BAR, detail)
+    return Check("MP105", name, "fail" if failed else "pass", ratio, SHIFT_BAR, detail)
 
 
 def check_rows(train_logprobs: FloatArray, rollout_logprobs: FloatArray, layout: SequenceLayout) -> Check:
