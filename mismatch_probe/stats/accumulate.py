@@ -25,7 +25,7 @@ from mismatch_probe.stats.exact_sums import ExactSums
 from mismatch_probe.stats.intervals import MEAN, POSITIVE_MEAN, Statistic, interval_from_table
 from mismatch_probe.stats.kl import CLAMP, token_k2, token_k3
 from mismatch_probe.stats.layout import FloatArray, IntArray, SequenceLayout, finite_array
-from mismatch_probe.stats.means import EXP_LIMIT, EXPM1_MEAN, OVERFLOW, shifted
+from mismatch_probe.stats.means import EXP_LIMIT, EXPM1_MEAN, OVERFLOW, shifted, unless_one_token
 from mismatch_probe.stats.sequence_store import SequenceStore
 from mismatch_probe.stats.sequence_summary import SequenceSummary
 from mismatch_probe.stats.sketches import RELATIVE_ERROR, Largest, SignedHistogram
@@ -35,7 +35,7 @@ from mismatch_probe.stats.token_summary import TokenBuckets, TokenQuantiles, Tok
 TOP_CAPACITY = 2**17
 MAX_LOG_RATIO = 1000.0
 _SHIFT = 1300.0
-_LOG_RATIO, _K2, _K3, _K3_CLAMPED, _SIZE, _EXCESS, _SQUARE, _FAR_SQUARE, _TAUS = range(9)
+_LOG_RATIO, _K2, _K3, _K3_CLAMPED, _SIZE, _EXCESS, _SQUARE, _FAR_SQUARE, _CHI, _TAUS = range(10)
 
 
 class DriftAccumulator:
@@ -70,7 +70,7 @@ class DriftAccumulator:
         self._tokens = ExactSums(_TAUS + len(taus) + 1)
         self._blocks = ExactSums(largest_block.bit_length() + 2) if largest_block else None
         self._sequences = SequenceStore()
-        self._max_log_ratio = -math.inf
+        self._max_log_ratio, self._min_log_ratio = -math.inf, math.inf
         self._num_clamped = 0
         self._num_far = 0
         self._histogram = SignedHistogram()
@@ -160,6 +160,7 @@ class DriftAccumulator:
         if self._blocks is not None and other._blocks is not None:
             self._blocks.merge(other._blocks, rows)
         self._max_log_ratio = max(self._max_log_ratio, other._max_log_ratio)
+        self._min_log_ratio = min(self._min_log_ratio, other._min_log_ratio)
         self._num_clamped += other._num_clamped
         self._num_far += other._num_far
         self._histogram.merge(other._histogram)
@@ -197,8 +198,10 @@ class DriftAccumulator:
             mean_log_ratio=mean_log_ratio,
             mean_abs_log_ratio=mean(_SIZE, POSITIVE_MEAN),
             max_abs_log_ratio=absolute,
-            mean_ratio=shifted(unless_overflow(_EXCESS, EXPM1_MEAN, 1.0), 1.0),
-            chi2=unless_overflow(_SQUARE, EXPM1_MEAN, 2.0),
+            mean_ratio=self._unless_one_token(
+                shifted(unless_overflow(_EXCESS, EXPM1_MEAN, 1.0), 1.0), float(total[_CHI])
+            ),
+            chi2=self._unless_one_token(unless_overflow(_SQUARE, EXPM1_MEAN, 2.0), float(total[_CHI])),
             renyi2=self._renyi2(total, n),
             exact=absolute == 0.0,
             quantiles=TokenQuantiles(
@@ -255,6 +258,7 @@ class DriftAccumulator:
             np.expm1(np.where(log_ratio <= EXP_LIMIT, log_ratio, 0.0)),
             np.expm1(np.where(far, 0.0, square)),
             np.where(far, np.exp(np.where(far, square, 0.0) - _SHIFT), 0.0),
+            np.square(np.expm1(np.where(far, 0.0, log_ratio))),
             *((size > math.log(tau)).astype(np.float64) for tau in self._settings[0]),
         ]
         sums = [layout.sequence_sums(column) for column in columns]
@@ -263,6 +267,7 @@ class DriftAccumulator:
         self._num_far += int(np.count_nonzero(far))
         if log_ratio.size:
             self._max_log_ratio = max(self._max_log_ratio, float(log_ratio.max()))
+            self._min_log_ratio = min(self._min_log_ratio, float(log_ratio.min()))
         return k3
 
     def _token_table(self) -> tuple[IntArray, FloatArray]:
@@ -274,6 +279,14 @@ class DriftAccumulator:
         if not np.any(filled):
             raise InconclusiveError("no tokens were added")
         return labels[filled], table[filled]
+
+    def _unless_one_token(self, estimate: Estimate, total: float) -> Estimate:
+        if estimate.ci_low is None:
+            return estimate
+        if self._max_log_ratio > EXP_LIMIT / 2.0:
+            return unless_one_token(estimate, 1.0, 1.0)
+        largest = max(math.expm1(self._max_log_ratio) ** 2, math.expm1(self._min_log_ratio) ** 2)
+        return unless_one_token(estimate, largest, total)
 
     def _renyi2(self, total: FloatArray, n: int) -> float:
         near = n - self._num_far + float(total[_SQUARE])

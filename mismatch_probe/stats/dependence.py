@@ -148,6 +148,8 @@ def variance_time_from_table(table: FloatArray) -> VarianceTime | None:
     rows = table[table[:, -1] > 0]
     sizes = tuple(2**power for power in range(table.shape[1] - 2))
     tokens = int(rows[:, -1].sum())
+    if tokens == 0:
+        return None
 
     def variances(sums: FloatArray) -> FloatArray:
         mean = sums[..., -2:-1] / sums[..., -1:]

@@ -10,7 +10,6 @@ is not noise (a wrong temperature).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ from mismatch_probe.stats.dependence import VarianceTime, pooled_variance_time
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import MEAN, Statistic, interval_from_table
 from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
+from mismatch_probe.stats.means import variance_of_moments, variance_per_token
 
 HORIZON_ESS = 0.1
 MAX_STRETCH = 8.0
@@ -224,7 +224,7 @@ def length_law_from_growth(
     table = layout.sequence_table(-weights, lengths)[:, :2]
     kappa = interval_from_table(table, MEAN, n=n)
     moments = layout.sequence_table(weights, weights * lengths, lengths, lengths * lengths, weights * weights)
-    per_token = _per_token(moments, n)
+    per_token = variance_per_token(weights, layout)
     ratio = gaussian_ratio(moments, n)
     slope = (
         growth.slope
@@ -254,33 +254,18 @@ def length_law_from_growth(
     )
 
 
-def _per_token(moments: FloatArray, n: int) -> Estimate:
-    if n < 2:
-        return Estimate(None, None, None, n, "one sequence has no spread")
-    return interval_from_table(moments, Statistic(_variance_per_token(n), "log", 4), n=n)
-
-
-def _variance_per_token(n: int) -> Callable[[FloatArray], FloatArray]:
-    """N / (n - 1) sum (w + kappa T)^2 / sum T, kappa = -sum w / sum T; columns w, wT, T, T^2, w^2, count."""
-
-    def variance(sums: FloatArray) -> FloatArray:
-        kappa = -sums[..., 0] / sums[..., 2]
-        squares = sums[..., 4] + 2.0 * kappa * sums[..., 1] + kappa * kappa * sums[..., 3]
-        return np.asarray(np.maximum(squares, 0.0) / sums[..., 2] * (n / (n - 1)))
-
-    return variance
-
-
 def gaussian_ratio(moments: FloatArray, n: int) -> Estimate:
     """G = variance of log W around -kappa T over -2 x mean log W, with an interval over prompts.
 
+    The interval is that of 1 / G, whose denominator is stable, turned round: while the mean of log W is not
+    measurably below 0 it has a lower end but no upper one.
+
     Args:
-        moments: [prompts, 6] sums of log W, log W x T, T, T^2, (log W)^2 and the number of sequences.
+        moments: [prompts, 6] sums of `length_moments`.
         n: Sequences.
 
     Returns:
-        A value where the mean of log W is negative, with an interval where it is measurably so; else null
-        with the reason.
+        A value where the mean of log W is negative; else null with the reason.
     """
     total = moments.sum(axis=0)
     if total[4] == 0.0:
@@ -291,17 +276,19 @@ def gaussian_ratio(moments: FloatArray, n: int) -> Estimate:
         return Estimate(
             None, None, None, n, "the mean of log W is not negative: there is no drift to compare with"
         )
-    variance = _variance_per_token(n)
-
-    def ratio(sums: FloatArray) -> FloatArray:
-        kappa = -sums[..., 0] / sums[..., 2]
-        return np.asarray(np.where(kappa > 0, variance(sums) / (2.0 * kappa), np.inf))
-
-    kappa = interval_from_table(np.column_stack([-moments[:, 0], moments[:, 2]]), MEAN, n=n)
-    if kappa.ci_low is not None and kappa.ci_low <= 0.0:
-        reason = "the mean of log W is not measurably below 0: an interval needs more sequences"
-        return Estimate(float(ratio(total)), None, None, n, reason)
-    return interval_from_table(moments, Statistic(ratio, "log", 4), n=n)
+    variance = variance_of_moments(n)
+    inverse = interval_from_table(
+        moments, Statistic(lambda sums: np.asarray(-2.0 * sums[..., 0] / sums[..., 2] / variance(sums))), n=n
+    )
+    if inverse.value is None:
+        return Estimate(None, None, None, n, inverse.reason)
+    value = 1.0 / inverse.value
+    if inverse.ci_low is None or inverse.ci_high is None:
+        return Estimate(value, None, None, n, inverse.reason)
+    if inverse.ci_low > 0.0:
+        return Estimate(value, 1.0 / inverse.ci_high, 1.0 / inverse.ci_low, n)
+    reason = "the mean of log W is not measurably below 0: there is no upper end"
+    return Estimate(value, 1.0 / inverse.ci_high, None, n, reason)
 
 
 def _growth(slope: Estimate) -> float:

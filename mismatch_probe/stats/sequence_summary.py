@@ -18,9 +18,9 @@ from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
 from mismatch_probe.stats.length_law import LengthLaw, length_law_from_growth
 from mismatch_probe.stats.means import (
     effective_fraction,
-    sequence_expm1_mean,
+    mean_weight_estimate,
+    sequence_chi2,
     sequence_mean,
-    shifted,
     standard_deviation,
 )
 from mismatch_probe.stats.pareto import ParetoK, pareto_k
@@ -186,9 +186,9 @@ def sequence_summary_from_weights(
         entropy_ess=size.entropy_fraction,
         k_hat=tail,
         max_weight_share=size.max_weight_share,
-        chi2=_without_interval(sequence_expm1_mean(2.0 * log_weight, layout), untrusted),
+        chi2=_without_interval(sequence_chi2(log_weight, layout), untrusted),
         renyi2=chi2(log_weight).renyi2,
-        mean_weight=_without_interval(shifted(sequence_expm1_mean(log_weight, layout), 1.0), untrusted),
+        mean_weight=_without_interval(mean_weight_estimate(log_weight, layout), untrusted),
         length_law=law,
         gaussian_ratio=law.gaussian_ratio,
         scatter=_scatter(log_weight, layout, advantages),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.stats.comparisons import wilson_interval, zero_event_upper_bound
 from mismatch_probe.stats.estimate import Estimate
-from mismatch_probe.stats.intervals import MIN_CLUSTERS
+from mismatch_probe.stats.intervals import MIN_CLUSTERS, POSITIVE_MEAN, interval_from_table
 from mismatch_probe.stats.layout import FloatArray, cluster_table, finite_array
 
 LEVELS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
@@ -72,7 +72,8 @@ def extreme_rates(
 ) -> tuple[ExtremeRate, ...]:
     """F(tau), the share of tokens with max(rho, 1/rho) > tau (R3, arXiv 2510.11370).
 
-    The interval is Wilson's with the effective number of tokens n / design effect and Student's t on G - 1
+    The interval resamples prompts as that of any positive mean does. Where too few prompts have an event for
+    that it is Wilson's with the effective number of tokens n / design effect and Student's t on G - 1
     degrees of freedom (Korn and Graubard 1998); without any event it is the zero-event bound with the design
     effect of |log_ratio|.
 
@@ -126,6 +127,9 @@ def rate_from_table(table: FloatArray) -> Estimate:
         effective = _effective_units(table[:, 1], table[:, 3], float(table[:, 2].sum()))
         bound = zero_event_upper_bound(effective)
         return Estimate(rate, 0.0, bound, n) if rate == 0.0 else Estimate(rate, 1.0 - bound, 1.0, n)
+    resampled = interval_from_table(table[:, [0, 3]], POSITIVE_MEAN, n=n)
+    if resampled.ci_low is not None and resampled.ci_high is not None and resampled.ci_high < 1.0:
+        return resampled
     effective = _effective_units(table[:, 0], table[:, 3], float(table[:, 0].sum()))
     student = float(stdtrit(prompts - 1, 0.975))
     low, high = wilson_interval(rate * effective, effective, quantile=student)

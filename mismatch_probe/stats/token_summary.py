@@ -24,7 +24,7 @@ from mismatch_probe.stats.buckets import (
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.kl import CLAMP, chi2, token_k2, token_k3
 from mismatch_probe.stats.layout import SequenceLayout, finite_array
-from mismatch_probe.stats.means import k3_mean, shifted, token_expm1_mean, token_mean
+from mismatch_probe.stats.means import k3_mean, token_chi2, token_mean, token_mean_ratio
 from mismatch_probe.stats.tails import LEVELS, TAUS, ExtremeRate, extreme_rates, quantiles, top_share
 
 
@@ -143,7 +143,6 @@ def summarise_tokens(
     if not values.shape == rollout.shape == train.shape:
         raise ConfigError("log_ratio and the log-probabilities must be of one length")
     absolute, k3 = np.abs(values), token_k3(values)
-    ratio = token_expm1_mean(values, layout)
     return TokenSummary(
         num_tokens=int(values.size),
         k1=token_mean(-values, layout),
@@ -154,8 +153,8 @@ def summarise_tokens(
         mean_log_ratio=token_mean(values, layout),
         mean_abs_log_ratio=token_mean(absolute, layout, positive=True),
         max_abs_log_ratio=float(absolute.max()),
-        mean_ratio=shifted(ratio, 1.0),
-        chi2=token_expm1_mean(2.0 * values, layout),
+        mean_ratio=token_mean_ratio(values, layout),
+        chi2=token_chi2(values, layout),
         renyi2=chi2(values).renyi2,
         exact=not np.any(values),
         quantiles=TokenQuantiles(LEVELS, quantiles(values), quantiles(absolute)),
