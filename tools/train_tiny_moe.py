@@ -5,6 +5,12 @@
 A transformers Qwen3MoeForCausalLM of about 1.8 M parameters learns to solve small sums step by step
 (`mismatch_probe.assets.arithmetic`). It is trained in float32, cast to bfloat16, and judged in bfloat16 by
 sampling at temperature 1 on prompts that training never sees. Deterministic for a seed and a thread count.
+
+Two phases. The first is plain training. Its routers end up peaked: the last of the chosen experts has next to no gate weight,
+so an expert that flips changes next to nothing and the drift of the model is the rounding of its head. Large models are
+not like that, so the second phase scales the routers down (which experts are chosen stays the same, the gates become flat),
+freezes them, and trains the rest until it has recovered; then it scales them once more, which costs some reward. A flip then
+matters, as it does in the models that this one stands for.
 """
 
 from __future__ import annotations
@@ -36,6 +42,24 @@ VOCAB_SIZE = 64
 PROMPTS = 128
 PROMPT_SEED = 20_000
 IGNORED = -100
+MIN_TERMS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One phase of training.
+
+    Attributes:
+        steps: Optimiser steps.
+        peak_lr: Highest learning rate.
+        batch_tokens: Tokens of a batch, padding included.
+        max_terms: Most terms of a sum.
+    """
+
+    steps: int
+    peak_lr: float
+    batch_tokens: int
+    max_terms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +149,7 @@ def build_model(tokenizer: Any) -> Any:
 def draw_batches(
     tokenizer: Any, rng: random.Random, tokens: int, terms: tuple[int, int]
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield endless batches (ids, attention mask, labels); rows are of similar length, labels are replies."""
+    """Yield endless batches (ids, attention mask, labels) of rows of similar length; only replies are labels."""
     import torch
 
     while True:
@@ -162,15 +186,16 @@ def train(
     terms: tuple[int, int],
     peak_lr: float,
 ) -> float:
-    """Train in place with AdamW, warm-up and cosine decay.
+    """Train in place with AdamW, warm-up and cosine decay; parameters that need no gradient stay as they are.
 
     Returns:
         Mean cross-entropy per reply token over the last 50 steps, nats.
     """
     import torch
 
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
         lr=peak_lr,
@@ -206,6 +231,14 @@ def train(
     return float(np.mean(losses[-50:]))
 
 
+def flatten_gates(model: Any, factor: float) -> None:
+    """Scale every router by `factor` and freeze it: the same experts are chosen, with flatter gate weights."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("mlp.gate.weight"):
+            parameter.data.mul_(factor)
+            parameter.requires_grad_(False)
+
+
 def evaluate(model: Any, tokenizer: Any, questions: list[Question], *, samples: int, seed: int) -> Evaluation:
     """Sample replies at temperature 1 and measure the policy; see `Evaluation`."""
     import torch
@@ -217,7 +250,7 @@ def evaluate(model: Any, tokenizer: Any, questions: list[Question], *, samples: 
     start = inputs["input_ids"].shape[1]
     with torch.inference_mode():
         ids = model.generate(
-            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=400
+            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=256
         )
         replies = ids[:, start:]
         ended = (replies == tokenizer.eos_token_id).cumsum(dim=1)
@@ -295,11 +328,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=1400, help="steps of the first phase")
+    parser.add_argument("--flat-steps", type=int, default=700, help="steps with flat, frozen gates")
+    parser.add_argument(
+        "--gate-scale", type=float, default=0.25, help="what the routers are scaled by, twice"
+    )
+    parser.add_argument("--flat-lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--min-terms", type=int, default=3, help="fewest terms of a sum")
-    parser.add_argument("--max-terms", type=int, default=6, help="most terms of a sum")
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--prompt-terms", type=int, default=3, help="most terms of a shipped prompt")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument(
         "--quick", action="store_true", help="30 steps: shows that it runs, the model is useless"
@@ -311,21 +348,28 @@ def main() -> None:
     import transformers
 
     torch.manual_seed(options.seed)
-    steps, terms = 30 if options.quick else options.steps, (options.min_terms, options.max_terms)
+    phases = [
+        Phase(20 if options.quick else options.steps, options.lr, options.batch_tokens, 5),
+        Phase(10 if options.quick else options.flat_steps, options.flat_lr, options.batch_tokens // 2, 4),
+    ]
+    terms = (MIN_TERMS, options.prompt_terms)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {steps} steps, {torch.get_num_threads()} threads")
+    print(f"{parameters:,} parameters, {phases}, {torch.get_num_threads()} threads")
     started = time.monotonic()
-    loss = train(
-        model,
-        tokenizer,
-        steps=steps,
-        seed=options.seed,
-        batch_tokens=options.batch_tokens,
-        terms=terms,
-        peak_lr=options.lr,
-    )
+    loss = float("nan")
+    for index, phase in enumerate(phases):
+        loss = train(
+            model,
+            tokenizer,
+            steps=phase.steps,
+            seed=options.seed + index,
+            batch_tokens=phase.batch_tokens,
+            terms=(MIN_TERMS, phase.max_terms),
+            peak_lr=phase.peak_lr,
+        )
+        flatten_gates(model, options.gate_scale)
     seconds = time.monotonic() - started
     questions = held_out_questions(PROMPTS, PROMPT_SEED, min_terms=terms[0], max_terms=terms[1])
     model = model.to(torch.bfloat16)
@@ -333,11 +377,10 @@ def main() -> None:
         model, tokenizer, questions[: 32 if options.quick else PROMPTS], samples=4, seed=options.seed
     )
     record = {
-        "steps": steps,
+        "phases": [asdict(phase) for phase in phases],
+        "gate_scale": options.gate_scale,
         "seed": options.seed,
-        "batch_tokens": options.batch_tokens,
         "terms": terms,
-        "peak_lr": options.lr,
         "parameters": parameters,
         "loss": loss,
         "seconds": round(seconds, 1),

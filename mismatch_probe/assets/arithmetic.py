@@ -1,4 +1,4 @@
-"""The embedded model's task: sums of a few terms, solved step by step in one of several wordings.
+"""The embedded model's task: sums of two to five terms, solved step by step in one of several wordings.
 
 A question has many right solutions (order of the terms, splitting into tens and ones, wording), so that a
 model trained on them keeps real entropy, as a policy does, while digits are nearly certain.
@@ -14,16 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CHARACTERS = "0123456789+-=#()., :abcdefghijklmnopqrstuvwxyz"
-LARGEST = 99
+LARGEST = 199
 _HELD_OUT_BUCKETS, _BUCKETS = 1, 16
 _OPENERS = ("", "", "ok, ", "let us see: ", "step by step: ")
-# One line is one voice; a reply keeps to its voice and varies within it.
-_JOINTS = (
-    (" = ",),
-    (" = ", " so ", " that is "),
-    (", then ", ", now ", ", next "),
-    (" gives ", " makes ", " is "),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +24,7 @@ class Question:
     """A sum to work out.
 
     Attributes:
-        terms: Signed terms; the first is positive and every running total lies in 0..99.
+        terms: Signed terms; the first is positive and every running total lies in 0..199.
     """
 
     terms: tuple[int, ...]
@@ -53,7 +46,7 @@ class Question:
         return int.from_bytes(digest[:4], "big") % _BUCKETS < _HELD_OUT_BUCKETS
 
 
-def draw_question(rng: random.Random, *, held_out: bool, min_terms: int = 2, max_terms: int = 5) -> Question:
+def draw_question(rng: random.Random, *, held_out: bool, min_terms: int = 2, max_terms: int = 4) -> Question:
     """Draw a question from one side of the split.
 
     Args:
@@ -66,16 +59,17 @@ def draw_question(rng: random.Random, *, held_out: bool, min_terms: int = 2, max
         A question whose `held_out` is as asked for.
     """
     while True:
-        terms = [rng.randint(1, LARGEST)]
+        terms = [rng.randint(1, 99)]
         for _ in range(rng.randint(min_terms, max_terms) - 1):
-            total = sum(terms)
-            terms.append(rng.choice([term for term in range(-total, LARGEST - total + 1) if term]))
+            total, size = sum(terms), rng.randint(1, 99)
+            fitting = [term for term in (size, -size) if 0 <= total + term <= LARGEST]
+            terms.append(rng.choice(fitting))
         question = Question(tuple(terms))
         if question.held_out == held_out:
             return question
 
 
-def held_out_questions(num: int, seed: int, *, min_terms: int = 2, max_terms: int = 5) -> list[Question]:
+def held_out_questions(num: int, seed: int, *, min_terms: int = 2, max_terms: int = 4) -> list[Question]:
     """Draw distinct questions that no shipped model was trained on.
 
     Args:
@@ -97,39 +91,71 @@ def held_out_questions(num: int, seed: int, *, min_terms: int = 2, max_terms: in
 def write_solution(question: Question, rng: random.Random) -> str:
     """Write one of the many right solutions of a question.
 
-    Each step takes one term, or only its tens, into the running total and writes what is left of the sum.
-
     Args:
         question: What to solve.
-        rng: Source of the choices: order, splitting into tens and ones, wording.
+        rng: Source of the choices: order, splitting, wording.
 
     Returns:
         The steps and the closing answer, in `CHARACTERS` only.
     """
-    total, remaining = question.terms[0], list(question.terms[1:])
-    splitting, joints = rng.random() < 0.6, rng.choice(_JOINTS)
-    text = rng.choice(_OPENERS)
+    order = _pick_order(question.terms, rng)
+    steps = _split_terms(order, rng)
+    body = rng.choice((_write_equations, _write_words, _write_arrows))(order[0], steps, rng)
+    closing = rng.choice(
+        (f"answer: {question.answer}", f"so the answer is {question.answer}.", f"#### {question.answer}")
+    )
+    return f"{rng.choice(_OPENERS)}{body} {closing}"
+
+
+def _pick_order(terms: Sequence[int], rng: random.Random) -> list[int]:
+    """Order the terms mostly as given, now and then the next but one first, totals always in 0..LARGEST."""
+    remaining = list(terms)
+    order: list[int] = []
     while remaining:
-        taken = _pick_term(total, remaining, rng)
-        part = _tens(remaining[taken]) if splitting and rng.random() < 0.8 else remaining[taken]
-        total += part
-        remaining[taken] -= part
-        if remaining[taken] == 0:
-            del remaining[taken]
-        text += f"{total}" + "".join(f"{term:+d}" for term in remaining)
-        text += rng.choice(joints) if remaining else ""
-    closing = rng.choice((f". answer: {total}", f", so the answer is {total}.", f" #### {total}"))
-    return text + closing
+        pair = remaining[:2]
+        totals = [sum(order) + pair[-1], sum(order) + sum(pair)]
+        swap = len(pair) == 2 and rng.random() < 0.2 and all(0 <= total <= LARGEST for total in totals)
+        order += reversed(pair) if swap else pair[:1]
+        del remaining[: 2 if swap else 1]
+    return order
 
 
-def _pick_term(total: int, remaining: Sequence[int], rng: random.Random) -> int:
-    """Position of the term to take next: mostly the first, now and then the second; totals stay in range."""
-    may_swap = len(remaining) > 1 and 0 <= total + remaining[1] <= LARGEST
-    return int(may_swap and rng.random() < 0.2)
+def _split_terms(order: Sequence[int], rng: random.Random) -> list[int]:
+    """Take some two-digit terms apart into tens and ones, which only ever shortens the way to the total."""
+    splitting = rng.random() < 0.6
+    steps: list[int] = []
+    for term in order[1:]:
+        sign, size = (1, term) if term > 0 else (-1, -term)
+        if splitting and size > 10 and size % 10 and rng.random() < 0.8:
+            steps += [sign * (size - size % 10), sign * (size % 10)]
+        else:
+            steps.append(term)
+    return steps
 
 
-def _tens(term: int) -> int:
-    """The tens of a term of two digits that has ones as well; all of any other term."""
-    size = abs(term)
-    tens = size - size % 10
-    return (1 if term > 0 else -1) * (tens if 0 < tens < size else size)
+def _write_equations(start: int, steps: Sequence[int], rng: random.Random) -> str:
+    total, written = start, []
+    for step in steps:
+        written.append(f"{total}{step:+d}={total + step}")
+        total += step
+    return rng.choice((", ", ". ")).join(written) + "."
+
+
+def _write_words(start: int, steps: Sequence[int], rng: random.Random) -> str:
+    total = start
+    parts = [f"{rng.choice(('start with', 'begin at', 'we have'))} {start}."]
+    for step in steps:
+        verb = rng.choice(("add", "plus")) if step > 0 else rng.choice(("take", "minus"))
+        lead = rng.choice(("", "then ", "now "))
+        total += step
+        parts.append(f"{lead}{verb} {abs(step)} {rng.choice(('to get', 'makes', 'gives'))} {total}.")
+    return " ".join(parts)
+
+
+def _write_arrows(start: int, steps: Sequence[int], rng: random.Random) -> str:
+    total, parts = start, [f"from {start}"]
+    joint = rng.choice((": ", " is "))
+    for step in steps:
+        total += step
+        parts.append(f"({step:+d}){joint}{total}")
+    return " ".join(parts) + rng.choice(("", ","))
