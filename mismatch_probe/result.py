@@ -67,4 +67,3 @@ def read_result(path: Path) -> dict[str, Any]:
             hint=f"run: mismatch-probe measure {path.parent}",
         )
     return dict(result)
-

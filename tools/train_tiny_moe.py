@@ -6,11 +6,12 @@ A transformers Qwen3MoeForCausalLM of about 1.8 M parameters learns to solve sma
 (`mismatch_probe.assets.arithmetic`). It is trained in float32, cast to bfloat16, and judged in bfloat16 by
 sampling at temperature 1 on prompts that training never sees. Deterministic for a seed and a thread count.
 
-Two phases. The first is plain training. Its routers end up peaked: the last of the chosen experts has next to no gate weight,
-so an expert that flips changes next to nothing and the drift of the model is the rounding of its head. Large models are
-not like that, so the second phase scales the routers down (which experts are chosen stays the same, the gates become flat),
-freezes them, and trains the rest until it has recovered; then it scales them once more, which costs some reward. A flip then
-matters, as it does in the models that this one stands for.
+Two phases. The first is plain training. Its routers end up peaked: the last of the chosen experts has
+next to no gate weight, so an expert that flips changes next to nothing, and the drift of the model is the
+rounding of its head. Large models are not like that. So the routers are then scaled down (the same experts
+are chosen, the gates become flat) and frozen, the second phase trains the rest until it has recovered, and
+the routers are scaled once more, which costs some reward. A flip then matters, as it does in the models
+that this one stands for.
 """
 
 from __future__ import annotations

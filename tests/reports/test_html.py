@@ -109,13 +109,13 @@ def test_page_is_small(name: str) -> None:
     assert len(page(name).encode()) < 1_000_000
 
 
-def test_same_result_gives_the_same_bytes_in_another_process() -> None:
+def test_same_result_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     program = "import sys; from reports.sample import dense; from mismatch_probe_reports.html import render_html;" \
         "sys.stdout.buffer.write(render_html(dense()).encode())"  # fmt: skip
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "reports", "tests"))
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True,
-        env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "7", "MPLCONFIGDIR": str(ROOT / "nowhere")},
+        env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "7", "MPLCONFIGDIR": str(tmp_path)},
     )  # fmt: skip
     assert finished.stdout.decode() == page("dense")
 
