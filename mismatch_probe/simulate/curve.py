@@ -22,8 +22,8 @@ def weight_curve(
 ) -> WeightCurve:
     """The curve over the range of the measured log W, and at least from -6 to 3.
 
-    Half of the points lie where log W was measured. Every point is a response of the median length whose log-ratio is the same at each token, without
-    staleness.
+    Half of the points lie where log W was measured. Every point is a response of the median length whose
+    log-ratio is the same at each token, without staleness.
 
     Args:
         method: A sequence-level method.
