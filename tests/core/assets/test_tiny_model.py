@@ -133,7 +133,7 @@ def test_sampled_reward_is_what_training_recorded(model: Any, tokenizer: Any) ->
     # Rewards within a prompt go together, so the prompts are the sample size: five standard errors.
     allowance = 5 * np.sqrt(0.25 / len(questions))
     assert abs(measured.mean_reward - recorded["mean_reward"]) < allowance
-    assert measured.mean_reward > 0.1
+    assert 0.2 < measured.mean_reward < 0.9
     assert measured.mixed_groups > 0.2
     assert abs(measured.mean_entropy - recorded["mean_entropy"]) < 0.05
     assert measured.unfinished < 0.05
@@ -141,6 +141,6 @@ def test_sampled_reward_is_what_training_recorded(model: Any, tokenizer: Any) ->
 
 def test_training_record_names_its_seed_and_versions() -> None:
     record = json.loads((Path(FOLDER) / "training.json").read_text())
-    assert record["steps"] > 1000
+    assert sum(phase["steps"] for phase in record["phases"]) > 1000
     assert {"torch", "transformers"} <= record["versions"].keys()
     assert isinstance(record["seed"], int)
