@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -23,10 +25,18 @@ def clean(text: str) -> str:
     return escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
+class _PipeConsole(Console):
+    """A console whose reader may go away (head, less): the status is still the verdict's."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process with status 1, which reads as a verdict."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def stdout() -> Console:
     """Where results go; without a terminal, as wide as the text needs."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=110, color_system=None)
+    console = _PipeConsole(highlight=False)
+    return console if console.is_terminal else _PipeConsole(highlight=False, width=110, color_system=None)
 
 
 def stderr() -> Console:

@@ -1,6 +1,8 @@
 """The main way, on a real vLLM and a real transformers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -181,3 +183,15 @@ def test_a_second_audit_into_the_same_directory_is_refused(embedded):
     assert refused.status == 2
     assert "already holds a run" in refused.stderr
     assert (embedded.path / "result.json").is_file()
+
+
+def test_a_reader_that_goes_away_does_not_change_the_status(embedded, tmp_path):
+    copy = embedded.copy_to(tmp_path / "copy")
+    with subprocess.Popen(
+        [sys.executable, "-m", "mismatch_probe_cli", "measure", str(copy)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(300) == embedded.finished.status
