@@ -10,7 +10,7 @@ over prompts (Efron and Tibshirani, "An Introduction to the Bootstrap", 12.5), w
 resample is the linearised one. Plain percentile intervals covered 70-92 % in the same study and are not
 offered.
 
-What was measured (`benchmarks/statistics_simulation.py`, docs/statistics-simulation.md): from 8 prompts on,
+What was measured (`benchmarks/stats_simulation.py`): from 8 prompts on,
 the interval covers 93-97 % for means of signed and of positive quantities with Gaussian, Laplace,
 outlier-mixed, autocorrelated and prompt-clustered drift whose standard deviation varies between prompts by up
 to 35 % (log-normal sigma). Prompts that differ more (sigma 0.5) cost coverage: 91-92 % below 32 prompts. No

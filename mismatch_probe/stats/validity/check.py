@@ -12,7 +12,7 @@ from mismatch_probe.stats.layout import FloatArray, SequenceLayout
 
 Status = Literal["pass", "fail", "not_run"]
 ALPHA = 1e-3
-"""One-sided level of the t-tests; the measured rate of false alarms is in docs/statistics-simulation.md."""
+"""One-sided level of the t-tests; `benchmarks/stats_simulation.py` measures the rate of false alarms."""
 MIN_TEST_CLUSTERS = 4
 
 
