@@ -65,9 +65,10 @@ def test_other_routes_change_the_logits_and_only_where_they_are_forced(hooked):
     mixed = torch.full_like(routes, -1)
     mixed[-1] = other[-1]
     changed = forward(model, hooks, IDS, forced=mixed)
-    assert torch.equal(changed[0], free[0])
-    assert torch.equal(changed[1, :-1], free[1, :-1])
-    assert not torch.equal(changed[1, -1], free[1, -1])
+    # Not to the bit: one row more or less in an expert's group is another GEMM shape for its neighbours.
+    assert torch.allclose(changed[0], free[0], atol=1e-5)
+    assert torch.allclose(changed[1, :-1], free[1, :-1], atol=1e-5)
+    assert not torch.allclose(changed[1, -1], free[1, -1], atol=1e-4)
 
 
 def test_forced_routes_are_what_is_captured(hooked):
