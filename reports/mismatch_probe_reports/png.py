@@ -16,7 +16,8 @@ def write_figures(result: Json, directory: Path) -> list[Path]:
 
     Args:
         result: result.json as a mapping.
-        directory: Where `waterfall.png token_probability.png log_weight_length.png weights.png routing.png` go.
+        directory: Where the figures go, each as `<name>.png`: waterfall, token_probability, ecdf, log_weight_length,
+            weights, routing.
 
     Raises:
         OSError: The directory cannot be written to.

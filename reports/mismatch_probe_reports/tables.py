@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.reading import Number, read_number
@@ -22,6 +23,7 @@ class Cell:
         reason: Why the value or the interval is missing.
         tone: `exact`, `pass`, `fail`, `warn`, `info`, `muted` or empty; views colour by it, never only by it.
         link: Target inside the page, or an address where `text` is a source that can be read on the web.
+        code: Whether `text` is a name to be typed or searched for as it is.
     """
 
     text: str
@@ -29,6 +31,7 @@ class Cell:
     reason: str = ""
     tone: str = ""
     link: str = ""
+    code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with its caption; the first column heads the rows."""
+    """A table with its caption; the first column heads the rows.
+
+    Attributes:
+        name: Identifier, used as anchor.
+        caption: What the table is.
+        columns: Its columns.
+        rows: Its rows, a cell for each column.
+        note: Said below it.
+        collapsed: Whether a page shows it closed.
+        grouped: Whether the first column names groups of consecutive rows, to be shown as a heading of each group.
+    """
 
     name: str
     caption: str
@@ -59,6 +72,20 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     collapsed: bool = False
+    grouped: bool = False
+
+    @property
+    def shown_columns(self) -> tuple[Column, ...]:
+        """The columns that stand beside each other: without the one that heads the groups."""
+        return self.columns[1:] if self.grouped else self.columns
+
+    @property
+    def groups(self) -> list[tuple[str, tuple[tuple[Cell, ...], ...]]]:
+        """The rows as groups with their headings; one group without a heading where the table has none."""
+        if not self.grouped:
+            return [("", self.rows)]
+        runs = groupby(self.rows, key=lambda row: row[0].text)
+        return [(heading, tuple(row[1:] for row in rows)) for heading, rows in runs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +159,13 @@ def fact_table(name: str, caption: str, facts: Sequence[tuple[Cell, ...]], note:
     return Table(name, caption, FACT_COLUMNS, tuple(facts), note)
 
 
-def settings_table(name: str, caption: str, settings: Mapping[str, object]) -> Table:
+def settings_table(
+    name: str, caption: str, settings: Mapping[str, object], *, collapsed: bool = False
+) -> Table:
     """Return a two-column table of settings; None is shown as `not set`."""
     rows = tuple((Cell(fmt.clean(key)), Cell(fmt.scalar(value))) for key, value in settings.items())
-    return Table(name, caption, (Column("Setting", numeric=False), Column("Value", numeric=False)), rows)
+    columns = (Column("Setting", numeric=False), Column("Value", numeric=False))
+    return Table(name, caption, columns, rows, collapsed=collapsed)
 
 
 def fold_reasons(table: Table) -> Table:

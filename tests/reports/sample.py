@@ -16,15 +16,14 @@ import numpy.typing as npt
 
 from mismatch_probe.config.bars import load_bars
 from mismatch_probe.export.recommend import recommend
+from mismatch_probe.prompts.token_classes import CLASSES
 from mismatch_probe.result import to_json
 from mismatch_probe.simulate import simulate_methods
+from mismatch_probe.stages.drift_sections import drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
-from mismatch_probe.stats.sequence_summary import summarise_sequences
-from mismatch_probe.stats.token_summary import summarise_tokens
-from mismatch_probe.stats.validity import validity_checks
 from mismatch_probe.trace.trace import Rollout
-from mismatch_probe.verdict import NOT_INVALIDATING, judge
+from mismatch_probe.verdict import judge
 
 Result = dict[str, Any]
 FloatArray = npt.NDArray[np.float64]
@@ -105,6 +104,14 @@ class SyntheticTrace:
         """One leg's log-probabilities [tokens], nats."""
         return self._legs[leg]
 
+    def entropy(self, leg: str) -> FloatArray:
+        """One leg's entropies [tokens], nats: surprises of other tokens, whose mean is that of the surprises."""
+        return -np.roll(self._legs[leg], 1)
+
+    def token_classes(self) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+        """A class for each token, the last class without a token, and the names of the classes."""
+        return np.arange(self._num_tokens) % (len(CLASSES) - 1), CLASSES
+
     def routes(self, leg: str) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
         """Expert ids [fed tokens, layers, top_k] of a leg, and the sequence offsets."""
         routes = self._routes.copy()
@@ -136,16 +143,6 @@ def measure(
         legs.remove("train/replay")
     train = trace.logprobs("train/forward")
     spans = (rollout.offsets, rollout.prompt_index)
-    checks = validity_checks(train, rollout.logprobs, *spans)
-    log_ratio = train - rollout.logprobs
-    token = summarise_tokens(
-        log_ratio,
-        rollout_logprobs=rollout.logprobs,
-        train_logprobs=train,
-        offsets=rollout.offsets,
-        clusters=rollout.prompt_index,
-    )
-    sequence = to_json(summarise_sequences(log_ratio, *spans, advantages=rollout.advantage))
     stand_in: Any = trace
     routing: Any = {"available": False, "reason": "tiny-dense is a dense model: it has no experts"}
     if moe:
@@ -155,15 +152,7 @@ def measure(
     result = {
         "schema_version": 1,
         "provenance": provenance(rollout, legs, moe=moe),
-        "data_quality": {
-            "trusted": not any(
-                check.status == "fail" and check.code not in NOT_INVALIDATING for check in checks
-            ),
-            "checks": to_json(checks),
-            "excluded_tokens": 0,
-        },
-        "token": to_json(token),
-        "sequence": {**sequence, "max_length": int(rollout.lengths.max())},
+        **drift_sections(stand_in, token_classes=trace.token_classes()),
         "legs": to_json(legs_section(stand_in, legs)),
         "routing": to_json(routing),
         "weights": {
@@ -324,6 +313,13 @@ def hostile() -> Result:
     result["legs"]["floor"]["source"] = HOSTILE
     result["weights"]["methods"][HOSTILE] = {**result["weights"]["methods"].pop("vespo"), "label": HOSTILE}
     result["recommendation"]["summary"] = HOSTILE
+    result["token"]["dashboards"][0] = {
+        "framework": HOSTILE,
+        "name": HOSTILE,
+        "value": None,
+        "convention": HOSTILE,
+    }
+    result["token"]["token_class_names"][0] = HOSTILE
     result["token"]["k2"] = {"value": None, "n": 0, "reason": HOSTILE}
     return result
 

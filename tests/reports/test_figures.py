@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from reports.sample import SAMPLES, bare, dense, drifting, exact
 
+from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports import write_figures
 from mismatch_probe_reports.figures import (
     SOURCES,
+    ecdf,
     log_weight_length,
     prepare_figures,
     token_probability,
@@ -22,7 +24,7 @@ from mismatch_probe_reports.figures import (
 from mismatch_probe_reports.figures.canvas import Missing, Plot, to_png, to_svg
 from mismatch_probe_reports.figures.style import CSS_VARIABLES
 
-NAMES = ["waterfall", "token_probability", "log_weight_length", "weights", "routing"]
+NAMES = ["waterfall", "token_probability", "ecdf", "log_weight_length", "weights", "routing"]
 
 
 def png_size(content: bytes) -> tuple[int, int]:
@@ -126,8 +128,9 @@ def test_least_result_has_no_figure_and_a_reason(source: Any) -> None:
 
 def test_an_exact_run_says_so_and_draws_no_drift() -> None:
     figures = {figure.name: figure for figure in prepare_figures(exact())}
-    missing = figures["token_probability"]
-    assert isinstance(missing, Missing) and "agree exactly" in missing.reason
+    for name in ("token_probability", "ecdf"):
+        missing = figures[name]
+        assert isinstance(missing, Missing) and "agree exactly" in missing.reason
     plot = figures["waterfall"]
     assert isinstance(plot, Plot) and "exact" in plot.caption
     assert "EXACT (0 on every token)" in to_svg(plot)
@@ -233,3 +236,87 @@ def test_caption_tells_noise_from_a_few_wild_sequences(wild: float, conclusion: 
     )
     assert isinstance(plot, Plot)
     assert conclusion in plot.caption
+
+
+ECDF_LEVELS = [*np.linspace(0, 1, 101).tolist()[:-1], 0.999, 0.9999, 1.0]
+
+
+def ecdf_token(drift: Any, **more: Any) -> dict[str, Any]:
+    """The section `token` for tokens of the given |log-ratio|."""
+    named = [0.5, 0.99, 0.999, 1.0]
+    return {
+        "token": {
+            "num_tokens": len(drift),
+            "max_abs_log_ratio": float(np.max(drift)),
+            "by_probability": {"num_exact_zero": int(np.count_nonzero(drift == 0))},
+            "quantiles": {"levels": named, "abs_log_ratio": np.quantile(drift, named).tolist()},
+            "ecdf": {"levels": ECDF_LEVELS, "abs_log_ratio": np.quantile(drift, ECDF_LEVELS).tolist()},
+            **more,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("heavy", "conclusion"), [(False, "spread over all tokens"), (True, "drift sits in few tokens")]
+)
+def test_caption_of_the_distribution_tells_a_tail_from_gaussian_noise(heavy: bool, conclusion: str) -> None:
+    rng = np.random.default_rng(4)
+    noise = np.abs(rng.normal(0, 1e-3, 20_000))
+    drift = np.where(rng.random(20_000) < 0.01, noise * 100, noise) if heavy else noise
+    plot = ecdf.prepare(ecdf_token(drift))
+    assert isinstance(plot, Plot)
+    assert conclusion in plot.caption
+    for level in (0.5, 0.99, 0.999, 1.0):
+        assert fmt.number(float(np.quantile(drift, level))) in plot.caption
+    assert "Not one of the 20,000 tokens is exactly equal" in plot.caption
+
+
+def test_gaussian_spread_is_that_of_a_normal_law() -> None:
+    from scipy.stats import norm
+
+    assert pytest.approx(norm.ppf(0.9995) / norm.ppf(0.75), abs=0.005) == ecdf.GAUSSIAN_SPREAD
+
+
+def test_exactly_equal_tokens_are_a_labelled_step() -> None:
+    drift = np.concatenate([np.zeros(600), np.geomspace(1e-6, 0.1, 1400)])
+    plot = ecdf.prepare(ecdf_token(drift))
+    assert isinstance(plot, Plot)
+    assert "exactly equal (0): 30.0 %" in to_svg(plot)
+    assert "600 of 2,000 tokens are exactly equal" in plot.caption
+    most = ecdf.prepare(ecdf_token(np.concatenate([np.zeros(1500), np.full(500, 0.1)])))
+    assert isinstance(most, Plot) and "do not move at all" in most.caption
+
+
+def test_tail_of_the_distribution_ends_where_single_tokens_end() -> None:
+    drift = np.geomspace(1e-6, 1.0, 200)
+    shown = ecdf.Distribution(np.array(ECDF_LEVELS), np.quantile(drift, ECDF_LEVELS), 200, 0, ())
+    value, above = shown.tail()
+    assert above.min() > 1 / 200 and np.all(np.diff(value) > 0) and np.all(np.diff(above) < 0)
+    for place, share in zip(value, above, strict=True):
+        assert np.mean(drift > place) == pytest.approx(share, abs=1 / 200 + 1e-9)
+    plot = ecdf.prepare(ecdf_token(drift))
+    assert isinstance(plot, Plot) and "too few to judge the tail" in plot.caption
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        None,
+        {"levels": [0.0, 1.0], "abs_log_ratio": [0.1]},
+        {"levels": [1.0, 0.0], "abs_log_ratio": [0.1, 0.2]},
+        {"levels": [0.0, 0.5, 1.0], "abs_log_ratio": [0.2, 0.1, 0.3]},
+        {"levels": [0.0, 1.0], "abs_log_ratio": [None, 0.2]},
+        {"levels": [0.0, 1.0], "abs_log_ratio": [0.0, 0.2]},
+    ],
+)
+def test_distribution_that_cannot_be_drawn_says_why(raw: object) -> None:
+    figure = ecdf.prepare(ecdf_token(np.array([0.1, 0.2]), ecdf=raw))
+    assert isinstance(figure, Missing) and len(figure.reason) > 10
+
+
+def test_distribution_without_counts_or_quantiles_is_still_drawn() -> None:
+    result = drifting()
+    kept = {"ecdf": result["token"]["ecdf"]}
+    plot = ecdf.prepare({"token": kept})
+    assert isinstance(plot, Plot)
+    assert "names no quantiles" in plot.caption and "exactly equal" not in to_svg(plot)

@@ -15,7 +15,9 @@ import pytest
 from reports.sample import HOSTILE, SAMPLES, SECTIONS, Result, absent
 
 from mismatch_probe_reports import format as fmt
+from mismatch_probe_reports.figures import prepare_figures
 from mismatch_probe_reports.html import render_html
+from mismatch_probe_reports.model import build_report
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -234,7 +236,7 @@ def test_tables_have_scoped_heads_and_figures_have_labels() -> None:
     found = outline("drifting")
     assert all("scope" in attributes for tag, attributes in found.elements if tag == "th")
     drawings = [attributes for tag, attributes in found.elements if tag == "svg"]
-    assert len(drawings) == 5
+    assert len(drawings) == 6
     assert all(a["role"] == "img" and len(a["aria-label"] or "") > 60 for a in drawings)
     tags = [tag for tag, _ in found.elements]
     assert {"main", "nav", "header", "footer", "h1"} <= set(tags) and tags.count("h1") == 1
@@ -242,3 +244,49 @@ def test_tables_have_scoped_heads_and_figures_have_labels() -> None:
 
 def test_layers_beyond_twelve_are_folded() -> None:
     assert '<summary><h3 id="table-routing-layers">Agreement by layer (16 rows)' in page("drifting")
+
+
+def test_long_tables_are_closed_and_what_was_compared_is_open() -> None:
+    closed = set(re.findall(r'<details>\s*<summary><h3 id="table-([^"]+)"', page("drifting")))
+    assert {"model", "versions", "prompts", "side-options", "dashboards"} <= closed
+    shown = set(re.findall(r'<h3 id="table-([^"]+)"', page("drifting"))) - closed
+    assert {
+        "run",
+        "sides",
+        "sampling",
+        "steps",
+        "length-law",
+        "buckets-prompt",
+        "buckets-token_class",
+    } <= shown
+
+
+def test_metrics_stand_in_code_style_under_the_heading_of_their_framework() -> None:
+    metrics = SAMPLES["drifting"]()["token"]["dashboards"]
+    raw = page("drifting")
+    places = [raw.index(f'scope="rowgroup" colspan="3">{name}</th>') for name in dict.fromkeys(
+        metric["framework"] for metric in metrics
+    )]  # fmt: skip
+    assert places == sorted(places) and len(places) > 5
+    for metric in metrics:
+        assert f'<code class="value">{metric["name"]}</code>' in raw
+        assert fmt.near_one(metric["value"]) in outline("drifting").text
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("token", "ecdf"), ("token", "dashboards"), ("token", "token_class_names"), ("token", "buckets"),
+        ("token", "by_probability"), ("token", "quantiles"), ("token", "num_tokens"),
+        ("sequence", "length_law"), ("sequence", "k_hat"), ("sequence", "gaussian_ratio"), ("provenance", "sampling"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["gone", None, {}, [], [1, "x"]])
+def test_a_result_without_a_key_still_makes_a_page(section: str, key: str, value: object) -> None:
+    result = SAMPLES["inconclusive"]()
+    del result[section][key]
+    if value != "gone":
+        result[section][key] = value
+    report = build_report(result)
+    assert not report.section(section).missing
+    prepare_figures(result)

@@ -12,7 +12,8 @@ def test_files_are_where_the_contract_says(tmp_path: Path) -> None:
     files = write_report(dense(), tmp_path)
     assert files.html == tmp_path / "report.html"
     assert [path.relative_to(tmp_path).as_posix() for path in files.figures] == [
-        "figures/waterfall.png", "figures/token_probability.png", "figures/log_weight_length.png", "figures/weights.png",
+        "figures/waterfall.png", "figures/token_probability.png", "figures/ecdf.png",
+        "figures/log_weight_length.png", "figures/weights.png",
     ]  # fmt: skip
     assert [str(skipped) for skipped in files.skipped] == [
         "figure routing left out: tiny-dense is a dense model: it has no experts"

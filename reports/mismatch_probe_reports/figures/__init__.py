@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from mismatch_probe_reports.figures import log_weight_length, routing, token_probability, waterfall, weights
+from mismatch_probe_reports.figures import (
+    ecdf,
+    log_weight_length,
+    routing,
+    token_probability,
+    waterfall,
+    weights,
+)
 from mismatch_probe_reports.figures.canvas import Missing, Plot
 from mismatch_probe_reports.reading import Json
 
-SOURCES = (waterfall, token_probability, log_weight_length, weights, routing)
+SOURCES = (waterfall, token_probability, ecdf, log_weight_length, weights, routing)
 
 
 def prepare_figures(result: Json) -> tuple[Plot | Missing, ...]:

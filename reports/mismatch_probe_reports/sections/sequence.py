@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import zip_longest
 
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.reading import (
+    NOT_REPORTED,
     Json,
-    look_up,
     pick,
-    read_float,
     read_list,
     read_mapping,
     read_number,
@@ -18,33 +16,45 @@ from mismatch_probe_reports.reading import (
     read_text,
     why_absent,
 )
-from mismatch_probe_reports.sections.token_drift import bucket_range
+from mismatch_probe_reports.sections.length_law import length_tables
 from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate_cell, fact, fact_table
 
 TITLE = "Sequences, length and tails"
+FIRST_FIT = "from here on a tail can be fitted at all"
+NEVER_ENOUGH = "more than any run has: a tail with this k-hat does not become reliable with more sequences"
 
 
 def k_hat_cell(sequence: Json) -> Cell:
-    """Write the Pareto k-hat of the sequence weights with its threshold and n, or why there is none."""
+    """Write the Pareto k-hat of the sequence weights, or its state, with its threshold and n."""
     k_hat = read_mapping(sequence.get("k_hat"))
     if not k_hat:
         return Cell(fmt.NOT_AVAILABLE, reason=why_absent(sequence.get("k_hat")), tone="muted")
-    count = read_number(k_hat.get("n")).value
-    n = "" if count is None else f"n = {fmt.integer(count)}"
-    reason = read_text(k_hat.get("reason"))
+    value, good, count = (read_number(k_hat.get(key)).value for key in ("value", "good_k", "n"))
+    beside = [] if good is None else [f"threshold {fmt.number(good, 2)}"]
+    beside += [] if count is None else [f"n = {fmt.integer(count)}"]
+    detail, reason = ", ".join(beside), read_text(k_hat.get("reason"))
     state = read_text(k_hat.get("state"), "value")
-    value, good = read_number(k_hat.get("value")).value, read_number(k_hat.get("good_k")).value
     if state == "exact":
-        return Cell("EXACT", detail=n, reason=reason or "all weights are the same", tone="exact")
-    if state != "value" or value is None:
-        return Cell(
-            fmt.NOT_AVAILABLE, detail=n, reason=reason or f"k-hat is {state.replace('_', ' ')}", tone="muted"
-        )
-    bar = "" if good is None else f"threshold {fmt.number(good, 2)}"
+        return Cell("EXACT", detail=detail, reason=reason or "all weights are the same", tone="exact")
+    if state != "value":
+        tone = "warn" if state == "degenerate" else "muted"
+        return Cell(state.upper(), detail=detail, reason=reason or NOT_REPORTED, tone=tone)
+    if value is None:
+        return Cell(fmt.NOT_AVAILABLE, detail=detail, reason=reason or NOT_REPORTED, tone="muted")
     tone = "" if good is None else ("pass" if value < good else "fail")
-    return Cell(
-        fmt.number(value, 2), detail=", ".join(part for part in (bar, n) if part), reason=reason, tone=tone
-    )
+    return Cell(fmt.number(value, 2), detail=detail, reason=reason, tone=tone)
+
+
+def _needed_cell(sequence: Json) -> Cell:
+    """Write how many sequences this tail asks for, or why no number can be said."""
+    k_hat = read_mapping(sequence.get("k_hat"))
+    needed = pick(k_hat, "num_needed")
+    state = read_text(k_hat.get("state"), "value")
+    if needed.value is not None:
+        return Cell(fmt.integer(needed.value), reason=FIRST_FIT if state == "too_few" else "")
+    if state == "value" and read_number(k_hat.get("value")).value is not None and "num_needed" in k_hat:
+        return Cell(fmt.NOT_AVAILABLE, reason=NEVER_ENOUGH, tone="muted")
+    return Cell(fmt.NOT_AVAILABLE, reason=needed.reason, tone="muted")
 
 
 def tail_sentence(sequence: Json) -> str:
@@ -70,8 +80,8 @@ def build_sequence(result: Json) -> Section:
     if reason := why_absent(sequence):
         return Section("sequence", TITLE, missing=reason)
     sequence = read_mapping(sequence)
-    tables = [_facts(sequence), _tails(sequence), _length_law(sequence)]
-    tables += [_by_length(sequence), _quantiles(sequence), _worst(sequence)]
+    tables = [_facts(sequence), _tails(sequence), *length_tables(sequence)]
+    tables += [_quantiles(sequence), _worst(sequence)]
     return Section(
         "sequence",
         TITLE,
@@ -93,11 +103,6 @@ def _facts(sequence: Json) -> Table:
             "Std of log W (nats)",
             pick(log_weight, "std"),
             "Above about 1, sequence weights stop being usable",
-        ),
-        fact(
-            "Gaussian ratio",
-            pick(sequence, "gaussian_ratio"),
-            "1 for pure noise; above 1 heavy tails; far below 1 a shift",
         ),
     ]
     count = read_number(sequence.get("num_sequences")).value
@@ -122,9 +127,24 @@ def _tails(sequence: Json) -> Table:
             ),
         ),
         (
+            Cell("Sequences needed"),
+            _needed_cell(sequence),
+            Cell(
+                "How many sequences a tail with this k-hat asks for before ESS can be relied on", tone="muted"
+            ),
+        ),
+        (
             Cell("ESS (share of n)"),
             estimate_cell(pick(sequence, "ess"), fmt.percent),
             Cell("How many equally weighted sequences these are worth; read with k-hat only", tone="muted"),
+        ),
+        (
+            Cell("Entropy ESS (share of n)"),
+            estimate_cell(pick(sequence, "entropy_ess"), fmt.percent),
+            Cell(
+                "The same from the entropy of the weights; much larger means few weights rule ESS",
+                tone="muted",
+            ),
         ),
         (
             Cell("Largest weight's share"),
@@ -143,60 +163,6 @@ def _tails(sequence: Json) -> Table:
         ),
     )
     return Table("sequence-tails", "Tails of the sequence weight", columns, rows)
-
-
-def _length_law(sequence: Json) -> Table:
-    law = read_mapping(sequence.get("length_law"))
-    if reason := why_absent(sequence.get("length_law")):
-        law = {"reason": reason}
-    horizon = pick(law, "horizon_tokens")
-    horizon = replace(
-        horizon, low=read_float(law.get("horizon_low")), high=read_float(law.get("horizon_high"))
-    )
-    rows = [
-        fact("Kappa (nats per token)", pick(law, "kappa"), "Log W falls by this much per token of response"),
-        fact(
-            "Variance per token",
-            pick(law, "variance_per_token"),
-            "Growth of the variance of log W, nats squared",
-        ),
-        fact(
-            "Slope (2H)",
-            pick(law, "slope"),
-            "1 for independent errors; above 1, errors persist along a response",
-        ),
-        fact(
-            "Horizon (tokens)", horizon, "Length at which sequence weights keep an ESS of 10 %", fmt.integer
-        ),
-    ]
-    if law.get("horizon_from_kappa") is not None:
-        meaning = "The same from kappa alone, if log W were Gaussian"
-        rows.append(
-            fact("Horizon from kappa (tokens)", pick(law, "horizon_from_kappa"), meaning, fmt.integer)
-        )
-    return fact_table("length-law", "Length law", rows)
-
-
-def _by_length(sequence: Json) -> Table:
-    rows = []
-    for bucket in read_rows(look_up(sequence, "length_law", "buckets")):
-        rows.append(
-            (
-                Cell(bucket_range(bucket)),
-                estimate_cell(pick(bucket, "n"), fmt.integer),
-                estimate_cell(pick(bucket, "mean_log_weight")),
-                estimate_cell(pick(bucket, "variance")),
-                estimate_cell(pick(bucket, "gaussian_ratio")),
-            )
-        )
-    columns = (
-        Column("Length (tokens)", numeric=False),
-        Column("Sequences"),
-        Column("Mean log W (nats)"),
-        Column("Variance (nats squared)"),
-        Column("Gaussian ratio"),
-    )
-    return Table("length-buckets", "Log W by response length", columns, tuple(rows))
 
 
 def _worst(sequence: Json) -> Table:

@@ -12,39 +12,30 @@ from mismatch_probe_reports.reading import (
     read_mapping,
     read_number,
     read_rows,
-    read_text,
     why_absent,
 )
+from mismatch_probe_reports.sections.buckets import bucket_tables
+from mismatch_probe_reports.sections.dashboards import dashboard_table
 from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate_cell, fact, fact_table
 
 TITLE = "Token drift"
-BUCKET_TITLES = {
-    "probability": "By probability (geometric mean of the two sides, so that selection does not fake a trend)",
-    "position": "By position in the response (from the first number up to, but without, the second)",
-    "entropy": "By entropy of the training side (nats)",
-    "prompt": "By prompt (number of the prompt)",
-    "token_class": "By token class",
-}
 
 
 def build_token(result: Json) -> Section:
-    """Return key numbers, quantiles, extreme tokens and buckets of the per-token log-ratio."""
+    """Return key numbers, quantiles, extreme tokens, buckets and framework names of the per-token log-ratio."""
     token = result.get("token")
     if reason := why_absent(token):
         return Section("token", TITLE, missing=reason)
     token = read_mapping(token)
     tables = [_facts(token), _quantiles(read_mapping(token.get("quantiles"))), _extreme(token)]
-    tables += [
-        _buckets(fmt.clean(name), read_rows(rows))
-        for name, rows in read_mapping(token.get("buckets")).items()
-    ]
-    tables.append(_worst(token))
+    tables += bucket_tables(token)
+    tables += [dashboard_table(token), _worst(token)]
     return Section(
         "token",
         TITLE,
         lead=_lead(token),
         tables=tuple(table for table in tables if table.rows),
-        figures=("token_probability",),
+        figures=("token_probability", "ecdf"),
     )
 
 
@@ -135,34 +126,6 @@ def _extreme(token: Json) -> Table:
     return Table("token-tail", "Extreme tokens", columns, tuple(rows))
 
 
-def _buckets(name: str, buckets: list[Json]) -> Table:
-    rows = []
-    for bucket in buckets:
-        rows.append(
-            (
-                Cell(bucket_range(bucket)),
-                estimate_cell(pick(bucket, "n"), fmt.integer),
-                _bucket_value(bucket, "mean_log_ratio"),
-                _bucket_value(bucket, "mean_abs_log_ratio"),
-                _bucket_value(bucket, "k3"),
-            )
-        )
-    columns = (
-        Column(name.capitalize().replace("_", " "), numeric=False),
-        Column("Tokens"),
-        Column("Mean log-ratio (nats)"),
-        Column("Mean |log-ratio| (nats)"),
-        Column("K3 (nats)"),
-    )
-    return Table(
-        f"buckets-{name}",
-        BUCKET_TITLES.get(name, f"By {name}"),
-        columns,
-        tuple(rows),
-        collapsed=len(rows) > 12,
-    )
-
-
 def _worst(token: Json) -> Table:
     rows = []
     for item in read_rows(token.get("worst")):
@@ -180,24 +143,3 @@ def _worst(token: Json) -> Table:
         Column("log pi (training)"),
     )
     return Table("worst-tokens", "Worst tokens", columns, tuple(rows), collapsed=True)
-
-
-def bucket_range(bucket: Json) -> str:
-    """Write the half-open range of a bucket."""
-    low, high = read_number(bucket.get("low")).value, read_number(bucket.get("high")).value
-    label = read_text(bucket.get("label"))
-    if label:
-        return label
-    if low is not None and low == high:
-        return fmt.tick(low)
-    if low is None and high is None:
-        return "range not reported"
-    if high is None:
-        return f"{fmt.tick(low or 0.0)} and more"
-    return f"below {fmt.tick(high)}" if low is None else f"{fmt.tick(low)} to {fmt.tick(high)}"
-
-
-def _bucket_value(bucket: Json, key: str) -> Cell:
-    if bucket.get(key) is None and read_number(bucket.get("n")).value == 0:
-        return Cell(fmt.NOT_AVAILABLE, reason="no tokens in this bucket", tone="muted")
-    return estimate_cell(bucket.get(key))

@@ -90,23 +90,29 @@ def build_provenance(result: Json) -> Section:
     if reason := why_absent(provenance):
         return Section("provenance", "Provenance", missing=reason)
     provenance = read_mapping(provenance)
-    tables = [settings_table("run", "This run", _run_settings(provenance)), _sides_table(provenance)]
+    brief, full = _sides_tables(provenance)
+    tables = [settings_table("run", "This run", _run_settings(provenance)), brief]
+    if sampling := _readable(provenance.get("sampling")):
+        tables.append(settings_table("sampling", "Sampling", sampling))
+    tables.append(full)
+    # Long, and read only to repeat a run: closed, so that the measurement comes sooner.
     for key, caption in (
         ("model", "Model of the rollout side" if _two_models(provenance) else "Model"),
         *((("train_model", "Model of the training side"),) if _two_models(provenance) else ()),
-        ("sampling", "Sampling"),
         ("prompts", "Prompts"),
         ("versions", "Versions"),
     ):
-        values = provenance.get(key)
-        if isinstance(values, dict) and values:
-            tables.append(settings_table(key, caption, _readable(values)))
-    return Section("provenance", "Provenance", lead=subject(result), tables=tuple(tables))
+        if values := _readable(provenance.get(key)):
+            tables.append(settings_table(key, caption, values, collapsed=True))
+    shown = tuple(table for table in tables if table.rows)
+    return Section("provenance", "Provenance", lead=subject(result), tables=shown)
 
 
 def _two_models(provenance: Json) -> bool:
-    """Return whether each side has a checkpoint of its own."""
-    return provenance.get("train_model") not in (None, provenance.get("model"))
+    """Return whether each side has a checkpoint of its own; the training side may state less of the same one."""
+    model = read_mapping(provenance.get("model"))
+    stated = read_mapping(provenance.get("train_model"))
+    return any(value is not None and value != model.get(key) for key, value in stated.items())
 
 
 def subject(result: Json) -> str:
@@ -156,29 +162,35 @@ def _run_settings(provenance: Json) -> dict[str, object]:
     return settings
 
 
-def _sides_table(provenance: Json) -> Table:
+def _sides_tables(provenance: Json) -> tuple[Table, Table]:
+    """Return what names the two engines, and in a closed table the options and details of each."""
     rollout, train = read_mapping(provenance.get("rollout")), read_mapping(provenance.get("train"))
     keys: dict[str, None] = {"engine": None}
     for key in (*rollout, *train):
         if key not in {"engine", "scorer"}:
             keys.setdefault(str(key))
-    rows = []
+    brief: list[tuple[Cell, ...]] = []
+    full: list[tuple[Cell, ...]] = []
     for key in keys:
         left = rollout.get("engine") if key == "engine" else rollout.get(key)
         right = train.get("scorer") if key == "engine" else train.get(key)
         tone = "warn" if key == "dtype" and left != right else ""
-        rows.append((Cell(fmt.clean(key).replace("_", " ")), _setting(left, tone), _setting(right, tone)))
+        row = (Cell(fmt.clean(key).replace("_", " ")), _setting(left, tone), _setting(right, tone))
+        (full if isinstance(left, dict) or isinstance(right, dict) else brief).append(row)
     columns = (
         Column("Setting", numeric=False),
         Column("Rollout side (mu)", numeric=False),
         Column("Training side (pi)", numeric=False),
     )
-    return Table("sides", "The two sides", columns, tuple(rows))
+    return (
+        Table("sides", "The two sides", columns, tuple(brief)),
+        Table("side-options", "Options of the two sides", columns, tuple(full), collapsed=True),
+    )
 
 
 def _setting(value: object, tone: str) -> Cell:
     return Cell("-", tone="muted") if value is None else Cell(fmt.scalar(value), tone=tone)
 
 
-def _readable(values: Json) -> dict[str, object]:
-    return {str(key).replace("_", " "): value for key, value in values.items()}
+def _readable(values: object) -> dict[str, object]:
+    return {str(key).replace("_", " "): value for key, value in read_mapping(values).items()}

@@ -12,8 +12,8 @@ from mismatch_probe_reports.reading import (
     read_text,
     why_absent,
 )
+from mismatch_probe_reports.sections.buckets import bucket_range
 from mismatch_probe_reports.sections.sequence import k_hat_cell
-from mismatch_probe_reports.sections.token_drift import bucket_range
 from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate_cell
 
 TITLE = "Weights: what each correction would do"
