@@ -9,6 +9,7 @@ the same tables. Replicate r of a scenario has its own random stream, so that mo
 from __future__ import annotations
 
 import argparse
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -113,8 +114,10 @@ def claim(drift: str | None, prompts: int, statistic: str) -> str | None:
         return None
     if statistic in ("ESS fraction", "chi2 of sequences", "mean weight"):
         return kind if spread <= 0.25 and not outliers and not _strong(drift) else None
-    if spread > 0.25 and statistic in ("std of log W", "variance per token"):
-        return kind if prompts >= 48 else None
+    if statistic in ("std of log W", "variance per token"):
+        return kind if prompts >= (48 if spread > 0.25 else 16) else None
+    if statistic.startswith("rate"):
+        return kind if prompts >= 16 else None
     return kind
 
 
@@ -141,6 +144,7 @@ def coverage_study(
                         label = GROWTH if name.startswith(GROWTH) else name
                         pairs.setdefault(label, []).append((estimate, truth[name]))
             rows += [_coverage(drift.name, count, name, drawn, replicates) for name, drawn in pairs.items()]
+            print(f"{drift.name}, {count} prompts: done", file=sys.stderr, flush=True)
     return rows
 
 
@@ -316,6 +320,7 @@ def validity_study(scenarios: Iterable[Scenario], replicates: int, workers: Map)
         found = list(workers(_failing, [(scenario, r) for r in range(replicates)]))
         codes = sorted(set().union(*found))
         rates = {code: float(np.mean([code in codes_ for codes_ in found])) for code in codes}
+        print(f"{scenario.name}: done", file=sys.stderr, flush=True)
         rows.append(Alarms(scenario, replicates, rates, float(np.mean([bool(codes_) for codes_ in found]))))
     return rows
 

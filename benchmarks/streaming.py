@@ -2,8 +2,8 @@
 
     python benchmarks/streaming.py [--tokens 100_000_000] [--part 500_000]
 
-The yardstick is a plain numpy pass over the same parts: three exponentials and six sums. Peak memory is that of the
-process (VmHWM), imports included; the bar is 1 GiB.
+The yardstick is a plain numpy pass over the same parts: three exponentials and six sums. Peak memory is that
+of the process (VmHWM), imports included; the bar is 1 GiB.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from mismatch_probe.stats.layout import FloatArray, SequenceLayout
+from mismatch_probe.stats.layout import FloatArray, IntArray, SequenceLayout
 from mismatch_probe.stats.validity.alignment import CAP
 from mismatch_probe.stats.validity.check import Check, not_run
 
 MIN_LENGTH = 24
 TAIL_LENGTH = 16
-UNRELATED = 0.6
+UNRELATED = 0.7
+CERTAINLY_UNRELATED = 0.9
 IMPOSSIBLE = -8.0
 MIN_RUN = 3
 EDGE_GAP = 0.1
@@ -45,40 +46,64 @@ def check_same_tokens(
 
     Where a side scored other ids (decoded and encoded again, another response, a wrong prompt in between),
     its log-probabilities are as far from the other side's as those of unrelated tokens. Looks at sequences of
-    24 tokens or more, whole and at their last 16 tokens (ids that diverge stay diverged): fails where one is
-    at 60 % or more of the unrelated distance of its sequence and above 0.1 nats. Fails too where 3 tokens or
-    more from 2 sequences, and 1 in 500, have a rollout probability above one half but less than e^-8 in
-    training. `observed` counts the sequences concerned. Ids that differ only within a few tokens of a
-    sequence are not seen here: compare the ids themselves for that.
+    24 tokens or more, whole and at their last 16 tokens (ids that diverge stay diverged). Fails where a
+    sequence is at 90 % of the distance of unrelated tokens; or where it, or its end alone, is at 70 % while
+    the other sequences of its prompt (of all prompts where it is the only one) are at less than 40 % of that:
+    noise is alike within a prompt. Fails too
+    where 3 tokens or more, 1 in 500, from 40 % of the prompts have a rollout probability above one half but
+    less than e^-8 in training. `observed` counts the sequences
+    concerned. Ids that differ only within a few tokens of a sequence are not seen here: compare the ids
+    themselves for that.
     """
     name = "same tokens on both sides"
     rows = np.flatnonzero(layout.lengths >= MIN_LENGTH)
     if rows.size == 0:
         return not_run("MP101", name, f"no sequence of {MIN_LENGTH} tokens")
     gap = np.minimum(np.abs(train_logprobs - rollout_logprobs), CAP)
-    concerned: list[int] = []
-    for index in (int(i) for i in rows):
-        start, stop = int(layout.offsets[index]), int(layout.offsets[index + 1])
-        whole, tail = float(gap[start:stop].mean()), float(gap[stop - TAIL_LENGTH : stop].mean())
-        if max(whole, tail) <= EDGE_GAP:
-            continue
-        unrelated = unrelated_distance(train_logprobs[start:stop], rollout_logprobs[start:stop])
-        if whole > UNRELATED * unrelated or (
-            tail > UNRELATED * unrelated and tail > 3.0 * _median(gap, start, stop)
-        ):
-            concerned.append(index)
+    shares = np.array([_shares(train_logprobs, rollout_logprobs, gap, layout, int(i)) for i in rows])
+    peers = _median_of_others(shares[:, 0], layout.cluster_index[rows])
+    whole, start, end = shares.T
+    odd_whole = (whole > UNRELATED) & (peers < 0.4 * whole)
+    odd_end = (end > UNRELATED) & (start < 0.4 * end) & (peers < 0.4 * end)
+    concerned = int(np.count_nonzero((whole > CERTAINLY_UNRELATED) | odd_whole | odd_end))
     impossible = (rollout_logprobs > np.log(0.5)) & (train_logprobs < IMPOSSIBLE)
     count = int(np.count_nonzero(impossible))
-    many = count >= max(3, 2e-3 * gap.size) and np.unique(layout.token_sequence[impossible]).size >= 2
+    prompts = np.unique(layout.token_cluster[impossible]).size
+    many = count >= max(3, 2e-3 * gap.size) and prompts >= max(2, 0.4 * layout.num_clusters)
     detail = (
-        f"{len(concerned)} of {rows.size} sequences look unrelated;"
+        f"{concerned} of {rows.size} sequences look unrelated;"
         f" {count} tokens are likely in the rollout and impossible in training"
     )
-    return Check("MP101", name, "fail" if concerned or many else "pass", float(len(concerned)), 0.0, detail)
+    return Check("MP101", name, "fail" if concerned or many else "pass", float(concerned), 0.0, detail)
 
 
-def _median(gap: FloatArray, start: int, stop: int) -> float:
-    return float(np.median(gap[start : stop - TAIL_LENGTH]))
+def _shares(
+    train_logprobs: FloatArray,
+    rollout_logprobs: FloatArray,
+    gap: FloatArray,
+    layout: SequenceLayout,
+    index: int,
+) -> tuple[float, float, float]:
+    """Distance of the sides over that of unrelated tokens: the whole sequence, all but its end, its end."""
+    start, stop = int(layout.offsets[index]), int(layout.offsets[index + 1])
+    whole = float(gap[start:stop].mean())
+    first, last = float(gap[start : stop - TAIL_LENGTH].mean()), float(gap[stop - TAIL_LENGTH : stop].mean())
+    if max(whole, last) <= EDGE_GAP:
+        return 0.0, 0.0, 0.0
+    unrelated = unrelated_distance(train_logprobs[start:stop], rollout_logprobs[start:stop])
+    if unrelated == 0.0:
+        return 0.0, 0.0, 0.0
+    return whole / unrelated, first / unrelated, last / unrelated
+
+
+def _median_of_others(values: FloatArray, clusters: IntArray) -> FloatArray:
+    """Median over the other sequences of the prompt, or over all where there is no other."""
+    result = np.full(values.size, float(np.median(values)))
+    for cluster in np.unique(clusters):
+        members = np.flatnonzero(clusters == cluster)
+        for place in members if members.size > 1 else ():
+            result[place] = np.median(values[members[members != place]])
+    return result
 
 
 def check_padding(train_logprobs: FloatArray, rollout_logprobs: FloatArray, layout: SequenceLayout) -> Check:

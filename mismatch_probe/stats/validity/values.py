@@ -76,6 +76,6 @@ def check_sides_differ(train_logprobs: FloatArray, rollout_logprobs: FloatArray)
     detail = (
         "every token is the same bit for bit: aligned engines, or one side copied from the other"
         if same == 1.0
-        else f"{same:.1%} of the tokens are the same bit for bit"
+        else f"{same:.2%} of the tokens are the same bit for bit"
     )
     return Check("MP108", name, "pass", same, 1.0, detail)
