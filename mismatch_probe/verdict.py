@@ -16,7 +16,7 @@ _EXIT_CODES: dict[VerdictName, int] = {
     "drift": EXIT_DRIFT,
     "inconclusive": EXIT_INCONCLUSIVE,
 }
-NOT_INVALIDATING = frozenset({"MP108", "MP109"})
+NOT_INVALIDATING = frozenset({"MP109"})
 """Checks whose failure is worth a line but does not put the numbers in doubt."""
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 

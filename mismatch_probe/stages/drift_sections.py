@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mismatch_probe.errors import InconclusiveError
 from mismatch_probe.result import to_json
 from mismatch_probe.stats.naming import framework_metrics
-from mismatch_probe.stats.sequence_summary import summarise_sequences
+from mismatch_probe.stats.sequence_summary import SequenceSummary, summarise_sequences
 from mismatch_probe.stats.tails import quantiles
 from mismatch_probe.stats.token_summary import summarise_tokens
 from mismatch_probe.stats.validity import validity_checks
@@ -21,6 +21,11 @@ from mismatch_probe.verdict import NOT_INVALIDATING
 _ECDF_LEVELS = tuple(
     np.unique(np.concatenate([np.linspace(0, 1, 101), 1 - np.geomspace(1e-4, 1e-2, 20)])).tolist()
 )
+
+
+# Response lengths that a report extrapolates to: multiples of the longest one, and lengths people train at.
+_STRETCHES = (1, 2, 4, 8)
+_LONG_LENGTHS = (8192, 32768)
 
 
 def drift_sections(
@@ -53,7 +58,11 @@ def drift_sections(
         token_class=classes,
     )
     sequences = summarise_sequences(
-        log_ratio, rollout.offsets, rollout.prompt_index, advantages=rollout.advantage
+        log_ratio,
+        rollout.offsets,
+        rollout.prompt_index,
+        advantages=rollout.advantage,
+        train_logprobs=train,
     )
     return {
         "data_quality": {"trusted": trusted, "checks": to_json(checks), "excluded_tokens": 0},
@@ -66,8 +75,19 @@ def drift_sections(
             },
             "dashboards": to_json(framework_metrics(train, rollout.logprobs, rollout.offsets)),
         },
-        "sequence": {**to_json(sequences), "max_length": int(rollout.lengths.max())},
+        "sequence": _with_extrapolation(sequences),
     }
+
+
+def _with_extrapolation(sequences: SequenceSummary) -> dict[str, Any]:
+    """The section `sequence`, with what the length law says of longer responses or why it says nothing."""
+    law = sequences.length_law
+    lengths = {stretch * law.max_length for stretch in _STRETCHES}
+    lengths |= {length for length in _LONG_LENGTHS if length > law.max_length}
+    section: dict[str, Any] = to_json(sequences)
+    section["length_law"]["extrapolation"] = [to_json(law.extrapolate(length)) for length in sorted(lengths)]
+    section["max_length"] = law.max_length
+    return section
 
 
 def _refuse_holes(rollout: Rollout, train: npt.NDArray[np.float64]) -> None:

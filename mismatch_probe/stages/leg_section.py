@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mismatch_probe.result import to_json
+from mismatch_probe.stages.leg_comparisons import leg_comparisons
 from mismatch_probe.stages.leg_steps import LegStep, leg_steps
 from mismatch_probe.stats.step_summary import StepSummary, covariance_of_steps, summarise_step
 from mismatch_probe.trace.trace import Trace
@@ -44,6 +45,7 @@ def legs_section(trace: Trace, legs: Sequence[str]) -> dict[str, Any]:
         "available": list(legs),
         "steps": [_row(step, summaries[step.start, step.end]) for step in steps],
         "covariance": covariance,
+        "comparisons": leg_comparisons(trace, legs),
         "floor": _floor(summaries),
     }
 

@@ -5,7 +5,7 @@ A part is any number of whole sequences. Updates and merges in any order give th
 1e-12 of the sums of sizes involved. Approximate are only the token quantiles, within 2^-11 of each, and the
 concentration in the top tokens where that share is more than 131072 tokens (from the same histogram).
 
-Memory does not grow with the tokens: about 60 bytes for each sequence, 2 kB for each prompt, and 15 MB.
+Memory does not grow with the tokens: about 80 bytes for each sequence, 2 kB for each prompt, and 15 MB.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
+from mismatch_probe.stats.binary_summary import (
+    BINARY_COLUMNS,
+    binary_columns,
+    binary_summary_from_table,
+    count_above_zero,
+)
 from mismatch_probe.stats.bucket_sums import BucketSums, HistogramSums
 from mismatch_probe.stats.buckets import TokenAt, buckets_from_sums, geometric_mean_probability
+from mismatch_probe.stats.clusters import design_effect_from_table
 from mismatch_probe.stats.dependence import MIN_BLOCK, block_sums, variance_time_from_table
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.exact_sums import ExactSums
@@ -35,7 +42,10 @@ from mismatch_probe.stats.token_summary import TokenBuckets, TokenQuantiles, Tok
 TOP_CAPACITY = 2**17
 MAX_LOG_RATIO = 1000.0
 _SHIFT = 1300.0
-_LOG_RATIO, _K2, _K3, _K3_CLAMPED, _SIZE, _EXCESS, _SQUARE, _FAR_SQUARE, _CHI, _TAUS = range(10)
+_LOG_RATIO, _K2, _K3, _K3_CLAMPED, _SIZE, _EXCESS, _SQUARE, _FAR_SQUARE, _CHI, _SQUARE_CLAMPED, _BINARY = (
+    range(11)
+)
+_TAUS = _BINARY + BINARY_COLUMNS
 
 
 class DriftAccumulator:
@@ -73,6 +83,7 @@ class DriftAccumulator:
         self._max_log_ratio, self._min_log_ratio = -math.inf, math.inf
         self._num_clamped = 0
         self._num_far = 0
+        self._num_above_zero = 0
         self._histogram = SignedHistogram()
         self._top_sizes = Largest(TOP_CAPACITY)
         self._top_k3 = Largest(TOP_CAPACITY)
@@ -126,9 +137,10 @@ class DriftAccumulator:
             )
         # Whatever can be refused is refused before anything is added.
         self._buckets.note(entropy, token_class, train.size)
-        self._sequences.add(log_ratio, layout, ids, advantages)
+        self._sequences.add(log_ratio, train, layout, ids, advantages)
         rows = self._rows_of(layout.clusters)
-        k3 = self._add_token_sums(log_ratio, size, layout, rows)
+        self._num_above_zero += count_above_zero(train, rollout)
+        k3 = self._add_token_sums(log_ratio, size, binary_columns(train, rollout), layout, rows)
         if self._blocks is not None:
             self._blocks.add(rows, block_sums(log_ratio, layout, self._settings[3]))
         if not train.size:
@@ -163,6 +175,7 @@ class DriftAccumulator:
         self._min_log_ratio = min(self._min_log_ratio, other._min_log_ratio)
         self._num_clamped += other._num_clamped
         self._num_far += other._num_far
+        self._num_above_zero += other._num_above_zero
         self._histogram.merge(other._histogram)
         for mine, theirs in zip(self._lists(), other._lists(), strict=True):
             mine.merge(theirs)
@@ -202,7 +215,10 @@ class DriftAccumulator:
                 shifted(unless_overflow(_EXCESS, EXPM1_MEAN, 1.0), 1.0), float(total[_CHI])
             ),
             chi2=self._unless_one_token(unless_overflow(_SQUARE, EXPM1_MEAN, 2.0), float(total[_CHI])),
+            chi2_clamped=float(total[_SQUARE_CLAMPED]) / n,
             renyi2=self._renyi2(total, n),
+            binary=binary_summary_from_table(table[:, [*range(_BINARY, _TAUS), -1]], self._num_above_zero),
+            design_effect=design_effect_from_table(table[:, [_LOG_RATIO, _K2, -1]] * [1.0, 2.0, 1.0]),
             exact=absolute == 0.0,
             quantiles=TokenQuantiles(
                 LEVELS,
@@ -241,7 +257,12 @@ class DriftAccumulator:
         return self._top_sizes, self._top_k3, self._worst
 
     def _add_token_sums(
-        self, log_ratio: FloatArray, size: FloatArray, layout: SequenceLayout, rows: IntArray
+        self,
+        log_ratio: FloatArray,
+        size: FloatArray,
+        binary: FloatArray,
+        layout: SequenceLayout,
+        rows: IntArray,
     ) -> FloatArray:
         """Adds sums over sequences, each in its own order whatever the part; returns K3 of each token."""
         k3 = token_k3(log_ratio)
@@ -259,6 +280,8 @@ class DriftAccumulator:
             np.expm1(np.where(far, 0.0, square)),
             np.where(far, np.exp(np.where(far, square, 0.0) - _SHIFT), 0.0),
             np.square(np.expm1(np.where(far, 0.0, log_ratio))),
+            np.expm1(2.0 * np.clip(log_ratio, -CLAMP, CLAMP)),
+            *binary,
             *((size > math.log(tau)).astype(np.float64) for tau in self._settings[0]),
         ]
         sums = [layout.sequence_sums(column) for column in columns]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError
-from mismatch_probe.stats.layout import cluster_table, finite_array
+from mismatch_probe.stats.layout import FloatArray, cluster_table, finite_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +70,22 @@ def cluster_standard_error(values: npt.ArrayLike, clusters: npt.ArrayLike) -> Cl
 def design_effect(values: npt.ArrayLike, clusters: npt.ArrayLike) -> float | None:
     """(SE clustered / SE naive)^2 of the mean, or None with one cluster or without any spread."""
     return cluster_standard_error(values, clusters).design_effect
+
+
+def design_effect_from_table(table: FloatArray) -> float | None:
+    """The design effect of the mean where only sums by prompt are left.
+
+    Args:
+        table: float64 [prompts, 3]: sum of the values, sum of their squares, number of units.
+
+    Returns:
+        None with one prompt, or where the values do not vary beyond rounding.
+    """
+    groups = int(table.shape[0])
+    total, squares, n = (float(v) for v in table.sum(axis=0))
+    spread = squares - total * total / n if n > 0 else 0.0
+    if groups < 2 or n < 2 or spread <= 1e-12 * squares:
+        return None
+    residual = table[:, 0] - total / n * table[:, 2]
+    clustered = float(residual @ residual) / n**2 * groups / (groups - 1)
+    return clustered / (spread / (n - 1) / n)

@@ -79,8 +79,10 @@ class LengthLaw:
         slope: 2H from the variance of block sums; 1 for independent errors.
         variance_time: The block variances themselves, or None where sequences are too short or too few.
         horizon_tokens: Length at which the effective fraction falls to 10 %, from the variance and (only
-            where its interval excludes 1) the slope; None where it cannot be had.
-        horizon_low: The same at the unfavourable ends of the intervals, or None.
+            where its interval excludes 1) the slope; None where it cannot be had, or lies beyond 8 times the
+            longest sequence, farther than the data carry.
+        horizon_low: The same at the unfavourable ends of the intervals, at most 8 times the longest sequence;
+            or None.
         horizon_high: At the favourable ends, or None.
         horizon_from_kappa: ln(10) / (2 kappa), the same under a Gaussian martingale; None unless kappa is
             measurably above 0.
@@ -232,7 +234,9 @@ def length_law_from_growth(
         else Estimate(None, None, None, n, "sequences are too short or too few")
     )
     exact = not np.any(weights)
-    horizon, low, high, reason = _horizon(per_token, slope, float(lengths.mean()), exact)
+    horizon, low, high, reason = _within(
+        MAX_STRETCH * float(lengths.max()), *_horizon(per_token, slope, float(lengths.mean()), exact)
+    )
     return LengthLaw(
         kappa=kappa,
         variance_per_token=per_token,
@@ -318,6 +322,18 @@ def _horizon(
     ends = [1.0, *(v for v in (slope.ci_low, slope.ci_high) if v is not None)]
     reach = [at(v, g) for v in (per_token.ci_low, per_token.ci_high) for g in ends if v > 0]
     return value, min(reach), max(reach), None
+
+
+def _within(
+    limit: float, value: float | None, low: float | None, high: float | None, reason: str | None
+) -> tuple[float | None, float | None, float | None, str | None]:
+    """A horizon beyond the limit is not given as a number: only that it is not before the limit, or its lower end."""
+    low = None if low is None else min(low, limit)
+    high = None if high is None or high > limit else high
+    if value is not None and value > limit:
+        reason = f"beyond {limit:.0f} tokens, {MAX_STRETCH:.0f} times the longest sequence: farther than the data carry"
+        value = None
+    return value, low, high, reason
 
 
 def _buckets(

@@ -8,26 +8,34 @@ import numpy.typing as npt
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.stats.buckets import SequenceAt
 from mismatch_probe.stats.dependence import VarianceTime
+from mismatch_probe.stats.kl import token_k2, token_k3
 from mismatch_probe.stats.layout import FloatArray, IntArray, SequenceLayout
+from mismatch_probe.stats.sequence_means import SequenceSums
 from mismatch_probe.stats.sequence_summary import SequenceSummary, sequence_summary_from_weights
 
-_ID, _CLUSTER, _LENGTH, _LOG_WEIGHT, _SIZE, _LARGEST, _ADVANTAGE = range(7)
+_ID, _CLUSTER, _LENGTH, _LOG_WEIGHT, _SIZE, _LARGEST, _ADVANTAGE, _K2, _K3, _TRAIN = range(10)
 
 
 class SequenceStore:
-    """Log-weights and what else the sequence summary needs, 56 bytes a sequence, in the order of ids."""
+    """Log-weights and what else the sequence summary needs, 80 bytes a sequence, in the order of ids."""
 
     def __init__(self) -> None:
         self._parts: list[FloatArray] = []
         self._has_advantages: bool | None = None
 
     def add(
-        self, log_ratio: FloatArray, layout: SequenceLayout, ids: IntArray, advantages: npt.ArrayLike | None
+        self,
+        log_ratio: FloatArray,
+        train_logprobs: FloatArray,
+        layout: SequenceLayout,
+        ids: IntArray,
+        advantages: npt.ArrayLike | None,
     ) -> None:
         """Adds sequences.
 
         Args:
             log_ratio: float64 [tokens], nats.
+            train_logprobs: float64 [tokens], nats.
             layout: Their sequences and prompts.
             ids: int64 [sequences].
             advantages: [sequences], in every part or in none.
@@ -44,7 +52,8 @@ class SequenceStore:
         size, largest = np.abs(log_ratio), np.zeros(ids.size)
         np.maximum.at(largest, layout.token_sequence, size)
         sums = layout.sequence_sums(log_ratio), layout.sequence_sums(size)
-        columns = [ids, layout.clusters, layout.lengths, *sums, largest, advantage]
+        more = [layout.sequence_sums(v) for v in (token_k2(log_ratio), token_k3(log_ratio), train_logprobs)]
+        columns = [ids, layout.clusters, layout.lengths, *sums, largest, advantage, *more]
         self._parts.append(np.column_stack(columns))
 
     def merge(self, other: SequenceStore) -> None:
@@ -58,7 +67,9 @@ class SequenceStore:
         self._parts.extend(other._parts)
 
     def data(self) -> FloatArray:
-        """All rows by id, float64 [sequences, 7]: id, prompt, length, log W, sum |l|, max |l|, advantage.
+        """All rows by id, float64 [sequences, 10].
+
+        The columns are id, prompt, length, log W, sum |l|, max |l|, advantage, sum K2, sum K3, sum log pi.
 
         Raises:
             InconclusiveError: There are none, or an id comes twice.
@@ -91,6 +102,7 @@ class SequenceStore:
         return sequence_summary_from_weights(
             filled[:, _LOG_WEIGHT].copy(),
             SequenceLayout.from_arrays(offsets, filled[:, _CLUSTER].astype(np.int64)),
+            sums=SequenceSums(*(filled[:, column].copy() for column in (_SIZE, _K2, _K3, _TRAIN))),
             growth=growth,
             advantages=filled[:, _ADVANTAGE] if self._has_advantages else None,
             worst=_worst(data, num_worst),

@@ -13,7 +13,7 @@ from mismatch_probe.stats.clusters import design_effect
 from mismatch_probe.stats.dependence import VarianceTime, pooled_variance_time
 from mismatch_probe.stats.effective_size import effective_sample_size
 from mismatch_probe.stats.estimate import Estimate
-from mismatch_probe.stats.kl import chi2
+from mismatch_probe.stats.kl import chi2, token_k2, token_k3
 from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
 from mismatch_probe.stats.length_law import LengthLaw, length_law_from_growth
 from mismatch_probe.stats.means import (
@@ -24,6 +24,13 @@ from mismatch_probe.stats.means import (
     standard_deviation,
 )
 from mismatch_probe.stats.pareto import ParetoK, pareto_k
+from mismatch_probe.stats.sequence_means import (
+    Perplexity,
+    SequenceSums,
+    TokenMeans,
+    perplexity,
+    token_means,
+)
 from mismatch_probe.stats.tails import LEVELS, quantiles
 
 MAX_SCATTER = 2000
@@ -77,8 +84,14 @@ class SequenceSummary:
         ess: Kish effective fraction; without an interval where k says that the weights have no variance.
         entropy_ess: exp(entropy) effective fraction.
         k_hat: Pareto k of W, with r_eff from the design effect of log W.
+        design_effect: Variance of the mean of log W over what independent sequences would give; None for one
+            prompt, or where log W does not vary.
         max_weight_share: Largest normalised weight.
+        token_means: The divergences of tokens, averaged over sequences instead of tokens.
+        perplexity: Of both sides; None where the log-probabilities are not given.
         chi2: E[W^2] - 1.
+        chi2_clamped: chi2 with log W clamped to +-20.
+        num_clamped: Sequences that the clamp moves.
         renyi2: log E[W^2].
         mean_weight: E[W], 1 in expectation; in heavy tails a sample mean is nearly always below.
         length_law: Growth of log W with length.
@@ -95,8 +108,13 @@ class SequenceSummary:
     ess: Estimate
     entropy_ess: float
     k_hat: ParetoK
+    design_effect: float | None
     max_weight_share: float
+    token_means: TokenMeans
+    perplexity: Perplexity | None
     chi2: Estimate
+    chi2_clamped: float
+    num_clamped: int
     renyi2: float
     mean_weight: Estimate
     length_law: LengthLaw
@@ -113,6 +131,7 @@ def summarise_sequences(
     clusters: npt.ArrayLike,
     advantages: npt.ArrayLike | None = None,
     *,
+    train_logprobs: npt.ArrayLike | None = None,
     num_worst: int = 20,
 ) -> SequenceSummary:
     """Measures drift of whole sequences.
@@ -122,6 +141,7 @@ def summarise_sequences(
         offsets: int64 [sequences + 1].
         clusters: int64 [sequences] prompt of each sequence.
         advantages: [sequences], for the scatter.
+        train_logprobs: [tokens] nats, for the perplexities.
         num_worst: How many worst sequences to list.
 
     Raises:
@@ -137,9 +157,18 @@ def summarise_sequences(
     advantage = None if advantages is None else np.asarray(advantages, dtype=np.float64)
     if advantage is not None and advantage.shape != whole.clusters.shape:
         raise ConfigError("advantages must have one entry a sequence")
+    train = None if train_logprobs is None else finite_array(train_logprobs, "train_logprobs")
+    if train is not None and train.shape != values.shape:
+        raise ConfigError("log_ratio and train_logprobs must be of one length")
     return sequence_summary_from_weights(
         layout.sequence_sums(values),
         layout,
+        sums=SequenceSums(
+            size=layout.sequence_sums(np.abs(values)),
+            k2=layout.sequence_sums(token_k2(values)),
+            k3=layout.sequence_sums(token_k3(values)),
+            train=None if train is None else layout.sequence_sums(train),
+        ),
         growth=pooled_variance_time(values, layout),
         advantages=None if advantage is None else advantage[kept],
         worst=worst_sequences(values, whole, num_worst),
@@ -152,6 +181,7 @@ def sequence_summary_from_weights(
     log_weight: FloatArray,
     layout: SequenceLayout,
     *,
+    sums: SequenceSums,
     growth: VarianceTime | None,
     advantages: FloatArray | None,
     worst: tuple[SequenceAt, ...],
@@ -163,6 +193,7 @@ def sequence_summary_from_weights(
     Args:
         log_weight: float64 [sequences with tokens], nats.
         layout: Their lengths and prompts.
+        sums: Sums over the tokens of each.
         growth: Variance of block sums, or None.
         advantages: float64 [sequences with tokens] or None.
         worst: Sequences with the largest |log W|.
@@ -173,7 +204,7 @@ def sequence_summary_from_weights(
     effect = design_effect(log_weight, layout.clusters)
     tail = pareto_k(log_weight, r_eff=1.0 / max(effect, 1.0) if effect else 1.0)
     law = length_law_from_growth(log_weight, layout, growth)
-    untrusted = _no_variance(tail)
+    untrusted, square = _no_variance(tail), chi2(log_weight)
     return SequenceSummary(
         num_sequences=int(log_weight.size),
         num_empty=num_empty,
@@ -185,9 +216,14 @@ def sequence_summary_from_weights(
         ess=_without_interval(effective_fraction(log_weight, layout), untrusted),
         entropy_ess=size.entropy_fraction,
         k_hat=tail,
+        design_effect=effect,
         max_weight_share=size.max_weight_share,
+        token_means=token_means(log_weight, sums, layout),
+        perplexity=perplexity(log_weight, sums, layout),
         chi2=_without_interval(sequence_chi2(log_weight, layout), untrusted),
-        renyi2=chi2(log_weight).renyi2,
+        chi2_clamped=square.clamped,
+        num_clamped=square.num_clamped,
+        renyi2=square.renyi2,
         mean_weight=_without_interval(mean_weight_estimate(log_weight, layout), untrusted),
         length_law=law,
         gaussian_ratio=law.gaussian_ratio,

@@ -9,6 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError
+from mismatch_probe.stats.binary_summary import (
+    BinarySummary,
+    binary_columns,
+    binary_summary_from_table,
+    count_above_zero,
+)
 from mismatch_probe.stats.buckets import (
     ENTROPY_EDGES,
     Bucket,
@@ -21,6 +27,7 @@ from mismatch_probe.stats.buckets import (
     probability_histogram,
     worst_tokens,
 )
+from mismatch_probe.stats.clusters import design_effect_from_table
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.kl import CLAMP, chi2, token_k2, token_k3
 from mismatch_probe.stats.layout import SequenceLayout, finite_array
@@ -74,7 +81,11 @@ class TokenSummary:
         max_abs_log_ratio: Largest |l|.
         mean_ratio: Mean of exp(l), 1 in expectation.
         chi2: Mean of exp(2 l), minus 1.
+        chi2_clamped: chi2 with l clamped to +-20.
         renyi2: log of the mean of exp(2 l); never overflows.
+        binary: Divergences of the two-outcome law of the sampled token.
+        design_effect: Variance of the mean of l over what independent tokens would give; None for one prompt, or where l
+            does not vary.
         exact: Every l is 0.
         quantiles: Of l and |l|.
         top_share: Concentration in the largest 0.1 % of the tokens.
@@ -95,7 +106,10 @@ class TokenSummary:
     max_abs_log_ratio: float
     mean_ratio: Estimate
     chi2: Estimate
+    chi2_clamped: float
     renyi2: float
+    binary: BinarySummary
+    design_effect: float | None
     exact: bool
     quantiles: TokenQuantiles
     top_share: TopShare
@@ -142,7 +156,7 @@ def summarise_tokens(
     layout = SequenceLayout.from_arrays(offsets, clusters, num_tokens=values.size)
     if not values.shape == rollout.shape == train.shape:
         raise ConfigError("log_ratio and the log-probabilities must be of one length")
-    absolute, k3 = np.abs(values), token_k3(values)
+    absolute, k3, square = np.abs(values), token_k3(values), chi2(values)
     return TokenSummary(
         num_tokens=int(values.size),
         k1=token_mean(-values, layout),
@@ -155,7 +169,12 @@ def summarise_tokens(
         max_abs_log_ratio=float(absolute.max()),
         mean_ratio=token_mean_ratio(values, layout),
         chi2=token_chi2(values, layout),
-        renyi2=chi2(values).renyi2,
+        chi2_clamped=square.clamped,
+        renyi2=square.renyi2,
+        binary=binary_summary_from_table(
+            layout.token_table(*binary_columns(train, rollout)), count_above_zero(train, rollout)
+        ),
+        design_effect=design_effect_from_table(layout.token_table(values, values * values)),
         exact=not np.any(values),
         quantiles=TokenQuantiles(LEVELS, quantiles(values), quantiles(absolute)),
         top_share=TopShare(

@@ -69,11 +69,17 @@ def build_legs(result: Json) -> Section:
         )
     ]
     tables += _covariance_tables(read_mapping(legs.get("covariance")))
+    tables.append(_comparison_table(read_rows(legs.get("comparisons"))))
     tables.append(_floor_table(read_mapping(legs.get("floor"))))
     available = [read_text(leg) for leg in read_list(legs.get("available"))]
     notes = (f"Legs in this run: {', '.join(available)}.",) if available else ()
     return Section(
-        "legs", TITLE, lead=_lead(legs, steps), tables=tuple(tables), figures=("waterfall",), notes=notes
+        "legs",
+        TITLE,
+        lead=_lead(legs, steps),
+        tables=tuple(table for table in tables if table.rows),
+        figures=("waterfall",),
+        notes=notes,
     )
 
 
@@ -140,6 +146,35 @@ def _covariance_table(covariance: Json, key: str, total_key: str, name: str, ove
     if total is not None:
         note += f" Variance of the total, the sum of all entries: {fmt.number(total)}."
     return Table(name, f"Covariance between steps, over {over}", columns, tuple(rows), note=note)
+
+
+def _comparison_table(comparisons: list[Json]) -> Table:
+    rows = []
+    for item in comparisons:
+        rows.append(
+            (
+                Cell(read_text(item.get("leg"), "a leg without a name")),
+                Cell(read_text(item.get("changes"))),
+                estimate_cell(pick(item, "k3_difference")),
+                _p_cell(item, "p_value"),
+                _p_cell(item, "p_holm"),
+            )
+        )
+    columns = (
+        Column("Instead of train/forward", numeric=False),
+        Column("What it changes", numeric=False, rank=3),
+        Column("Change of K3 (nats)", help="K3 from rollout/decode to this leg, less that to train/forward"),
+        Column("p", rank=2, help="Sign-flip permutation by prompt, two-sided"),
+        Column("p (Holm)", help="Corrected for the number of legs compared"),
+    )
+    note = "Paired on the same tokens, by prompt; below 0 the drift is smaller."
+    return Table("comparisons", "Does another training-side forward drift less?", columns, tuple(rows), note)
+
+
+def _p_cell(item: Json, key: str) -> Cell:
+    if item.get(key) is None:
+        return Cell(fmt.NOT_AVAILABLE, reason="needs two prompts and finite differences", tone="muted")
+    return estimate_cell(item.get(key))
 
 
 def _floor_table(floor: Json) -> Table:

@@ -25,13 +25,13 @@ from mismatch_probe_reports.tables import Cell, Column, Table, estimate_cell, fa
 NO_KAPPA = "kappa is not measurably above 0"
 
 
-def length_tables(sequence: Json) -> tuple[Table, Table, Table]:
-    """Return the law, the variance of blocks of tokens, and log W by length of the response.
+def length_tables(sequence: Json) -> tuple[Table, ...]:
+    """Return the law, longer responses, the variance of blocks of tokens, and log W by length of the response.
 
     Args:
         sequence: The section `sequence` of a result.
     """
-    return _law(sequence), _variance_time(sequence), _by_length(sequence)
+    return _law(sequence), _extrapolation(sequence), _variance_time(sequence), _by_length(sequence)
 
 
 def _law(sequence: Json) -> Table:
@@ -99,6 +99,25 @@ def _lengths(law: Json) -> str:
         return ""
     tokens = f"{fmt.number(mean)} tokens on average, {fmt.integer(longest)} at most"
     return f"n = {fmt.plural(int(count), 'sequence')} of {tokens}."
+
+
+def _extrapolation(sequence: Json) -> Table:
+    rows = []
+    for item in read_rows(look_up(sequence, "length_law", "extrapolation")):
+        cells = (estimate_cell(pick(item, key)) for key in ("mean_log_weight", "variance"))
+        ess = estimate_cell(pick(item, "ess"), fmt.percent)
+        rows.append((estimate_cell(pick(item, "length"), fmt.integer), *cells, ess))
+    columns = (
+        Column("Length T (tokens)"),
+        Column("Mean log W (nats)"),
+        Column("Var(log W) (nats squared)"),
+        Column("ESS of sequence weights"),
+    )
+    note = (
+        "From the law above; intervals widen with the distance from what was measured, and beyond 8 times the "
+        "longest response nothing is said."
+    )
+    return Table("length-extrapolation", "Responses as long as this", columns, tuple(rows), note)
 
 
 def _by_length(sequence: Json) -> Table:

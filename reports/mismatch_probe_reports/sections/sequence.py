@@ -80,7 +80,7 @@ def build_sequence(result: Json) -> Section:
     if reason := why_absent(sequence):
         return Section("sequence", TITLE, missing=reason)
     sequence = read_mapping(sequence)
-    tables = [_facts(sequence), _tails(sequence), *length_tables(sequence)]
+    tables = [_facts(sequence), _tails(sequence), _token_means(sequence), *length_tables(sequence)]
     tables += [_quantiles(sequence), _worst(sequence)]
     return Section(
         "sequence",
@@ -161,8 +161,58 @@ def _tails(sequence: Json) -> Table:
             estimate_cell(pick(sequence, "chi2")),
             Cell("Mean of W squared minus 1", tone="muted"),
         ),
+        (
+            Cell("Chi-squared, clamped"),
+            estimate_cell(pick(sequence, "chi2_clamped")),
+            Cell(f"With log W within 20 nats, as some frameworks log it; {_clamped(sequence)}", tone="muted"),
+        ),
+        (
+            Cell("Renyi-2 (nats)"),
+            estimate_cell(pick(sequence, "renyi2")),
+            Cell("Log of the mean of W squared; never overflows", tone="muted"),
+        ),
+        (
+            Cell("Design effect"),
+            estimate_cell(pick(sequence, "design_effect")),
+            Cell("By which the likeness of a prompt's responses shrinks the sample", tone="muted"),
+        ),
     )
     return Table("sequence-tails", "Tails of the sequence weight", columns, rows)
+
+
+def _clamped(sequence: Json) -> str:
+    count = read_number(sequence.get("num_clamped")).value
+    if count is None:
+        return "how many sequences that moves is not reported"
+    return f"moves {fmt.plural(int(count), 'sequence')}"
+
+
+def _token_means(sequence: Json) -> Table:
+    means = read_mapping(sequence.get("token_means"))
+    rows = [
+        fact("K3 (nats)", pick(means, "k3"), "Each response counts the same, however long"),
+        fact("K1 (nats)", pick(means, "k1"), "Also the gap of log-perplexities, training minus rollout"),
+        fact("K2 (nats)", pick(means, "k2"), "Half the mean square"),
+        fact("Mean |log-ratio| (nats)", pick(means, "mean_abs_log_ratio"), "Typical size of the drift"),
+    ]
+    perplexity = read_mapping(sequence.get("perplexity"))
+    if perplexity:
+        rows += [
+            fact(
+                "Perplexity, rollout", pick(perplexity, "rollout"), "Mean over responses of exp(-mean log mu)"
+            ),
+            fact(
+                "Perplexity, training", pick(perplexity, "train"), "Mean over responses of exp(-mean log pi)"
+            ),
+            fact(
+                "Perplexity ratio",
+                pick(perplexity, "ratio"),
+                "Mean over responses of training over rollout",
+                fmt.near_one,
+            ),
+        ]
+    caption = "Averaged over responses: mean over a response's tokens first"
+    return fact_table("sequence-token-means", caption, rows if means else [], "")
 
 
 def _worst(sequence: Json) -> Table:

@@ -27,7 +27,12 @@ def build_token(result: Json) -> Section:
     if reason := why_absent(token):
         return Section("token", TITLE, missing=reason)
     token = read_mapping(token)
-    tables = [_facts(token), _quantiles(read_mapping(token.get("quantiles"))), _extreme(token)]
+    tables = [
+        _facts(token),
+        _binary(token),
+        _quantiles(read_mapping(token.get("quantiles"))),
+        _extreme(token),
+    ]
     tables += bucket_tables(token)
     tables += [dashboard_table(token), _worst(token)]
     return Section(
@@ -81,11 +86,60 @@ def _facts(token: Json) -> Table:
             fmt.near_one,
         ),
         fact("Chi-squared", pick(token, "chi2"), "Variance of the token ratio"),
+        fact("Renyi-2 (nats)", pick(token, "renyi2"), "Log of the mean squared ratio; never overflows"),
+        fact(
+            "K3, clamped (nats)",
+            pick(token, "k3_clamped"),
+            f"With log-ratios within 20 nats, as some frameworks log it; {_clamped(token)}",
+        ),
+        fact("Chi-squared, clamped", pick(token, "chi2_clamped"), "The same clamp"),
+        fact(
+            "Design effect",
+            pick(token, "design_effect"),
+            "By which prompts that differ, and tokens that depend on each other, shrink the sample",
+        ),
     ]
     note = (
         "" if tokens is None else f"n = {fmt.plural(int(tokens), 'token')}; 95 % intervals resample prompts."
     )
     return fact_table("token-facts", "Key numbers per token", rows, note)
+
+
+def _clamped(token: Json) -> str:
+    count = read_number(token.get("num_clamped")).value
+    return (
+        "how many tokens that moves is not reported"
+        if count is None
+        else f"moves {fmt.plural(int(count), 'token')}"
+    )
+
+
+def _binary(token: Json) -> Table:
+    binary = read_mapping(token.get("binary"))
+    rows = [
+        fact(
+            "Total variation", pick(binary, "tv"), "Mean |pi - mu| of the sampled token: DPPO-TV masks by it"
+        ),
+        fact(
+            "KL(mu || pi) (nats)",
+            pick(binary, "kl_rollout_train"),
+            "Of 'this token or any other': DPPO-KL masks by it",
+        ),
+        fact("KL(pi || mu) (nats)", pick(binary, "kl_train_rollout"), "The other direction"),
+        fact(
+            "|logit displacement| (nats)",
+            pick(binary, "abs_logit_displacement"),
+            "Mean distance of the logits of the sampled token: drift without the softmax's compression near 1",
+        ),
+    ]
+    left_out = read_number(binary.get("num_left_out")).value
+    note = ""
+    if left_out:
+        note = (
+            f"{fmt.plural(int(left_out), 'token')} with a probability of exactly 1 on one side only: "
+            "left out of all but total variation, since no finite value exists there."
+        )
+    return fact_table("token-binary", "The sampled token against all others", rows if binary else [], note)
 
 
 def _quantiles(quantiles: Json) -> Table:

@@ -58,7 +58,10 @@ def _one_shot(trace):
         entropy=trace["entropy"],
         token_class=trace["token_class"],
     )
-    return tokens, summarise_sequences(log_ratio, trace["offsets"], trace["clusters"], trace["advantages"])
+    sequences = summarise_sequences(
+        log_ratio, trace["offsets"], trace["clusters"], trace["advantages"], train_logprobs=trace["train"]
+    )
+    return tokens, sequences
 
 
 def _assert_close(got, expected, path, scale, *, loose):

@@ -102,3 +102,17 @@ def test_empty_sequences_are_left_out():
     whole = length_law([0.1, 0.0, -0.4], [3, 0, 5], [0, 1, 2])
     part = length_law([0.1, -0.4], [3, 5], [0, 2])
     assert whole == part
+
+
+def test_a_horizon_beyond_what_the_data_carry_is_not_a_number():
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(20, 60, 200)
+    tokens = 0.001 * rng.normal(size=lengths.sum()) - 5e-7
+    ends = np.cumsum(lengths)
+    sums = np.add.reduceat(tokens, np.concatenate([[0], ends[:-1]]))
+    law = length_law(sums, lengths, np.arange(200) // 4, log_ratio=tokens)
+    assert law.horizon_tokens is None
+    assert law.horizon_high is None
+    assert law.horizon_low == 8 * lengths.max()
+    assert "farther than the data carry" in law.reason
+    assert law.extrapolate(8 * int(lengths.max()) + 1).reason is not None
