@@ -6,21 +6,17 @@ imported at first use.
 """
 
 from mismatch_probe.weights.batch import Batch
+from mismatch_probe.weights.describe import MethodDescription, Variant, describe_methods
 from mismatch_probe.weights.method import GradientView, WeightMethod
 from mismatch_probe.weights.presets import FRAMEWORKS, framework_methods, get_method_as_coded
-from mismatch_probe.weights.registry import (
-    MethodDescription,
-    available_methods,
-    describe_methods,
-    get_method,
-    register_method,
-)
+from mismatch_probe.weights.registry import available_methods, get_method, register_method
 
 __all__ = [
     "FRAMEWORKS",
     "Batch",
     "GradientView",
     "MethodDescription",
+    "Variant",
     "WeightMethod",
     "available_methods",
     "describe_methods",

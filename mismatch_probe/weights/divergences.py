@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,20 +24,30 @@ def total_variation(train: torch.Tensor, rollout: torch.Tensor) -> torch.Tensor:
     return (probability(train) - probability(rollout)).abs()
 
 
-def binary_kl(of: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
+def binary_kl(
+    of: torch.Tensor, against: torch.Tensor, *, margin: float = 0.0, offset: float = 0.0
+) -> torch.Tensor:
     """KL of the two-outcome distributions: p log(p / q) + (1 - p) log((1 - p) / (1 - q)), in nats.
 
     Args:
         of: log p, float64.
         against: log q, float64.
+        margin: Probabilities are kept within [margin, 1 - margin] first (AReaL 1e-8, OpenRLHF 1e-6).
+        offset: Added to 1 - p and 1 - q inside the logarithm (verl and SkyRL 1e-8).
 
     Returns:
-        At least 0; +inf where q is 1 and p is not.
+        At least 0; +inf where q is 1 and p is not, without margin and offset.
     """
     import torch
 
+    if margin > 0:
+        low, high = math.log(margin), math.log1p(-margin)
+        of, against = of.clamp(low, high), against.clamp(low, high)
     p, rest = probability(of), -_expm1(of)
-    log_rest_ratio = _log_rest(of) - _log_rest(against)
+    if offset > 0:
+        log_rest_ratio = (rest + offset).log() - (offset - _expm1(against)).log()
+    else:
+        log_rest_ratio = _log_rest(of) - _log_rest(against)
     # 0 log 0 = 0: with p = 1 the second outcome has no weight, whatever q says of it.
     second = torch.where(rest > 0, rest * log_rest_ratio, 0.0)
     return (p * (of - against) + second).clamp(min=0.0)

@@ -20,15 +20,17 @@ def limits(
     return {"low": low, "high": high, "above": above, "optional": optional}
 
 
-def one_of(*allowed: str) -> Limits:
-    """Field metadata of a word from a short list."""
-    return {"choices": allowed}
+def one_of(meanings: Mapping[str, str]) -> Limits:
+    """Field metadata of a word from a short list, each with what it stands for and whose code it is."""
+    return {"choices": tuple(meanings), "meanings": dict(meanings)}
 
 
 NOT_NEGATIVE = limits()
 POSITIVE = limits(above=True)
 FRACTION = limits(high=1.0)
 ABOVE_ONE = limits(low=1.0, above=True)
+OPTIONAL_BOUND = limits(above=True, optional=True)
+OPTIONAL_CEILING = limits(low=1.0, above=True, optional=True)
 
 
 def check_values(method: str, instance: Any) -> None:

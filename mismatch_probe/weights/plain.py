@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 @register_method
 @dataclass(frozen=True, slots=True)
 class Reinforce(GradientView):
-    """No importance sampling: phi = 1.
+    """No importance sampling: what a correction takes away is counted from here.
 
-    Reads no ratio, so it is blind to any mismatch; the reference for what a correction takes away. Runs
-    without any correction are reported to collapse (Thinking Machines Lab, 2025: step 318).
+    phi = 1.
+
+    Source: Williams 1992; verl `bypass_mode` with loss_type=reinforce and no rollout_is; ROLL pg_variant "vanilla".
+
+    Trap: blind to any mismatch; runs without any correction are reported to collapse (Thinking Machines Lab
+    2025: step 318).
     """
 
     name: ClassVar[str] = "reinforce"
@@ -36,10 +40,13 @@ class Reinforce(GradientView):
 @register_method
 @dataclass(frozen=True, slots=True)
 class TokenIS(GradientView):
-    """Token importance sampling: phi = rho_t = pi / mu.
+    """Token importance sampling: each token by its own ratio.
 
-    The first-order approximation of sequence importance sampling (arXiv 2512.01374). Unbounded: saturates at
-    exp(690).
+    phi = rho_t = pi / mu.
+
+    Source: the first-order approximation of sequence importance sampling, arXiv 2512.01374.
+
+    Trap: unbounded, and biased for responses of more than one token; saturates at exp(690).
     """
 
     name: ClassVar[str] = "token_is"
@@ -54,10 +61,15 @@ class TokenIS(GradientView):
 @register_method
 @dataclass(frozen=True, slots=True)
 class SequenceIS(GradientView):
-    """Sequence importance sampling: phi = W = prod rho_t.
+    """Sequence importance sampling: every token by the weight of its response.
 
-    Unbiased; for log W ~ N(-s/2, s) its variance is e^s - 1. Unbounded: saturates at exp(690). Trainers log
-    it with log W clamped to +-20 (verl), which this does not do.
+    phi = W = prod pi / mu.
+
+    Source: the unbiased estimator, VESPO arXiv 2602.10693 equation 3.
+
+    Trap: for log W ~ N(-s/2, s) its variance is e^s - 1; unbounded, saturates at exp(690).
+
+    Trap: verl, slime and SkyRL clamp log W to +-20 first, which biases it where W is that large.
     """
 
     name: ClassVar[str] = "seq_is"
@@ -73,10 +85,13 @@ class SequenceIS(GradientView):
 @register_method
 @dataclass(frozen=True, slots=True)
 class PrefixIS(GradientView):
-    """Prefix importance sampling: phi_t = prod_{k<=t} rho_k.
+    """Prefix importance sampling: each token by the weight of what led to it.
 
-    The exact weight of a causal policy gradient. Masked tokens count as ratio 1. Unbounded: saturates at
-    exp(690).
+    phi_t = prod_{k <= t} pi / mu. Masked tokens count as ratio 1.
+
+    Source: the exact weight of a causal policy gradient.
+
+    Trap: late tokens of long responses weigh as wildly as W does; unbounded, saturates at exp(690).
     """
 
     name: ClassVar[str] = "prefix_is"

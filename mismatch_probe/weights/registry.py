@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mismatch_probe.registry import Registry
@@ -15,39 +13,17 @@ M = TypeVar("M", bound=type[Any])
 
 def _load_own() -> None:
     import mismatch_probe.weights.clipped
-    import mismatch_probe.weights.masked
     import mismatch_probe.weights.plain
     import mismatch_probe.weights.sequence
+    import mismatch_probe.weights.sequence_masks
     import mismatch_probe.weights.smooth
+    import mismatch_probe.weights.token_masks
     import mismatch_probe.weights.truncated
     import mismatch_probe.weights.trust_region
     import mismatch_probe.weights.vespo  # noqa: F401  (each registers its methods)
 
 
 methods: Registry[type[Any]] = Registry("method", "mismatch_probe.methods", _load_own)
-
-
-@dataclass(frozen=True, slots=True)
-class MethodDescription:
-    """One row of a table of methods.
-
-    Attributes:
-        name: What a user writes.
-        label: How a report calls it.
-        level: "token" or "sequence".
-        reads: Which ratio it looks at with its defaults.
-        summary: One line.
-        details: The whole docstring: formula, source, traps.
-        parameters: Hyperparameters with their defaults.
-    """
-
-    name: str
-    label: str
-    level: str
-    reads: str
-    summary: str
-    details: str
-    parameters: dict[str, float | str | None]
 
 
 def register_method(kind: M) -> M:
@@ -75,24 +51,3 @@ def get_method(name: str, **hyperparameters: Any) -> WeightMethod:
     check_names(name, kind, hyperparameters)
     made: WeightMethod = kind(**hyperparameters)
     return made
-
-
-def describe_methods() -> list[MethodDescription]:
-    """All methods with their defaults, sorted by name."""
-    rows = []
-    for entry in methods:
-        default = entry.item()
-        rows.append(
-            MethodDescription(
-                name=entry.name,
-                label=default.label,
-                level=default.level,
-                reads=default.reads,
-                summary=entry.summary,
-                details=(entry.item.__doc__ or "").strip(),
-                parameters={
-                    field.name: getattr(default, field.name) for field in dataclasses.fields(default)
-                },
-            )
-        )
-    return rows

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mismatch_probe.weights.aggregation import Aggregation
 from mismatch_probe.weights.clipped import STALE_READS, StaleReads, clipped_ratio
-from mismatch_probe.weights.hyperparameters import FRACTION, NOT_NEGATIVE
+from mismatch_probe.weights.hyperparameters import FRACTION, NOT_NEGATIVE, one_of
 from mismatch_probe.weights.method import GradientView, Level
 from mismatch_probe.weights.ratios import Ratios, bounded_exp
 from mismatch_probe.weights.registry import register_method
@@ -15,23 +15,26 @@ from mismatch_probe.weights.registry import register_method
 if TYPE_CHECKING:
     import torch
 
-
-def _log_geometric_mean(ratios: Ratios, reads: StaleReads, ceiling: float) -> torch.Tensor:
-    """Log s = mean of the log-ratios, capped as verl does, [tokens]."""
-    return ratios.spread(ratios.sequence_mean(ratios.log_ratio(reads)).clamp(max=ceiling))
+_LOG_CEILING = 10.0
 
 
 @register_method
 @dataclass(frozen=True, slots=True)
 class Gspo(GradientView):
-    """GSPO: phi = s if (A >= 0 and s <= 1 + eps_high) or (A < 0 and s >= 1 - eps_low), else 0; s = W^(1/T).
+    """GSPO: PPO's clip on the geometric mean of the ratios of a response.
 
-    Group sequence policy optimization, arXiv 2507.18071; eps 3e-4 / 4e-4. s is of pi / pi_old, or pi / mu
-    without pi_old. The loss is seq-mean-token-mean: each token's gradient is phi / T within its sequence. log
-    s is capped at 10 (verl).
+    phi = s if A >= 0 and s <= 1 + eps_high, or A < 0 and s >= 1 - eps_low; else 0. s = W^(1/T) of pi /
+    pi_old, or pi / mu without pi_old, capped at e^10. In seq-mean-token-mean: each token's gradient is phi /
+    T within its sequence.
 
-    Trap: fed with pi / mu, s ~ 1 - kappa (the KL per token), so for kappa above eps_low nearly every A < 0
+    Source: group sequence policy optimization, arXiv 2507.18071; 3e-4 / 4e-4.
+
+    Trap: fed with pi / mu, s ~ 1 - kappa (the KL per token): for kappa above eps_low nearly every A < 0
     response is masked and no A >= 0 one.
+
+    Trap: no framework has the paper's bounds as a default: verl, TRL, slime, NeMo-RL, AReaL and SkyRL have 0.2.
+
+    Trap: verl and SkyRL clamp log s at 10 and have no gradient above it; for A < 0 nothing else bounds s.
     """
 
     name: ClassVar[str] = "gspo"
@@ -41,22 +44,37 @@ class Gspo(GradientView):
 
     eps_low: float = field(default=3e-4, metadata=FRACTION)
     eps_high: float = field(default=4e-4, metadata=NOT_NEGATIVE)
-    log_ceiling: float = field(default=10.0, metadata=NOT_NEGATIVE)
+    variant: Literal["capped", "paper", "verl"] = field(
+        default="capped",
+        metadata=one_of(
+            {
+                "capped": "s at most e^10: the value that verl's loss has",
+                "paper": "s as it is (also TRL, slime, NeMo-RL, AReaL, OpenRLHF)",
+                "verl": "nothing where log s is above 10: the gradient that verl's loss has (also SkyRL)",
+            }
+        ),
+    )
     reads: StaleReads = field(default="train/old", metadata=STALE_READS)
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped geometric mean."""
-        log_s = _log_geometric_mean(ratios, self.reads, self.log_ceiling)
-        return clipped_ratio(log_s, ratios.positive, self.eps_low, self.eps_high)
+        log_s = ratios.spread(ratios.sequence_mean(ratios.log_ratio(self.reads)))
+        bounded = log_s if self.variant == "paper" else log_s.clamp(max=_LOG_CEILING)
+        clipped = clipped_ratio(bounded, ratios.positive, self.eps_low, self.eps_high)
+        return clipped * (log_s <= _LOG_CEILING) if self.variant == "verl" else clipped
 
 
 @register_method
 @dataclass(frozen=True, slots=True)
 class GspoToken(Gspo):
-    """GSPO-token: sg[s] rho / sg[rho] in place of s (arXiv 2507.18071).
+    """GSPO-token: GSPO with an advantage of its own for each token.
 
-    The same value and gradient as GSPO where A is constant over a response; with an advantage per token each
-    token is clipped by its own sign.
+    phi = s if A_t >= 0 and s <= 1 + eps_high, or A_t < 0 and s >= 1 - eps_low; else 0: sg[s] rho / sg[rho] in
+    place of s.
+
+    Source: arXiv 2507.18071 equations 13-15; what verl, SkyRL and ms-swift (sequence_token) run under "gspo".
+
+    Trap: value and gradient are GSPO's where A is constant over a response: nothing is gained there.
     """
 
     name: ClassVar[str] = "gspo_token"
@@ -65,40 +83,42 @@ class GspoToken(Gspo):
 
 @register_method
 @dataclass(frozen=True, slots=True)
-class Luspo(GradientView):
-    """LUSPO: GSPO times the length T, so that long responses are not diluted.
+class Luspo(Gspo):
+    """LUSPO: GSPO times the length, so that long responses are not diluted.
 
-    arXiv 2602.05261; eps 2e-3 / 2.5e-3. phi is T s on the scale of seq-mean-token-mean, that is s a token in
-    a sum over tokens. Reads pi / pi_old, or pi / mu without pi_old.
+    phi = T s if A >= 0 and s <= 1 + eps_high, or A < 0 and s >= 1 - eps_low; else 0, on the scale of
+    seq-mean-token-mean: s a token in a sum over tokens. s of pi / pi_old, or pi / mu without pi_old.
+
+    Source: arXiv 2602.05261; 2e-3 / 2.5e-3.
+
+    Trap: in TRL `loss_type="luspo"` alone keeps importance_sampling_level "token": PPO's clip, summed by response.
     """
 
     name: ClassVar[str] = "luspo"
     label: ClassVar[str] = "LUSPO"
-    level: ClassVar[Level] = "sequence"
-    aggregation: ClassVar[Aggregation] = "seq-mean-token-mean"
 
     eps_low: float = field(default=2e-3, metadata=FRACTION)
     eps_high: float = field(default=2.5e-3, metadata=NOT_NEGATIVE)
-    log_ceiling: float = field(default=10.0, metadata=NOT_NEGATIVE)
-    reads: StaleReads = field(default="train/old", metadata=STALE_READS)
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped geometric mean times the length."""
-        log_s = _log_geometric_mean(ratios, self.reads, self.log_ceiling)
-        return clipped_ratio(log_s, ratios.positive, self.eps_low, self.eps_high) * ratios.spread(
-            ratios.lengths
-        )
+        return Gspo.phi(self, ratios) * ratios.spread(ratios.lengths)
 
 
 @register_method
 @dataclass(frozen=True, slots=True)
 class Gmpo(GradientView):
-    """GMPO: phi = s~ = exp(mean of clamped log-ratios) on tokens that were not clamped, 0 on the others.
+    """GMPO: the geometric mean of clamped ratios, on the tokens that were not clamped.
 
-    verl `geo_mean`: the clamp is one-sided, log rho <= eps_high for A >= 0 and log rho >= -eps_low for A < 0,
-    in log space (0.4 / 0.4). The loss is a mean over sequences of -A s~, so a token's gradient is s~ / T:
-    here phi = s~ with seq-mean-token-mean, on the scale of GSPO's. Reads pi / pi_old, or pi / mu without
-    pi_old.
+    phi = s~ = exp(mean of clamped log rho) where the token's own was not clamped, else 0. The clamp is
+    one-sided: log rho <= eps_high for A >= 0, log rho >= -eps_low for A < 0. rho = pi / pi_old, or pi / mu
+    without pi_old. In seq-mean-token-mean, on the scale of GSPO's.
+
+    Source: arXiv 2507.20673; 0.4 / 0.4; verl `geo_mean` with its clip_ratio, 0.2 / 0.2.
+
+    Trap: the bounds are of log rho, not of rho - 1.
+
+    Trap: verl turns weights of the mismatch into their geometric mean before they multiply this loss.
     """
 
     name: ClassVar[str] = "gmpo"

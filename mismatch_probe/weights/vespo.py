@@ -23,24 +23,25 @@ _LOG_ZERO = -1e6  # stands for log 0 in a sum, where -inf would turn 0 * inf int
 @register_method
 @dataclass(frozen=True, slots=True)
 class Vespo(GradientView):
-    """VESPO: phi = W^k exp(lambda (1 - W)), W = prod rho_t, with (k, lambda) by the sign of the advantage.
+    """VESPO: a soft kernel on the weight of the whole response, by the sign of the advantage.
 
-    A >= 0 takes (2, 3), A < 0 takes (3, 2); the sign is that of the first token. phi(1) = 1; phi peaks at W =
-    k / lambda and is not monotone. Source: arXiv 2602.10693 v3 equation 17; FloyedShen/VESPO `core_algos.py`;
-    TRL `vespo_*`. Aggregation: token-mean.
+    phi = W^k exp(lambda (1 - W)), W = prod pi / mu; (k, lambda) = (2, 3) for A >= 0, (3, 2) for A < 0, by the
+    sign of the first token that counts. phi(1) = 1. `reads` says what W contains, `variant` whose clamps it
+    has, `is_mode` how pi_old / mu is treated, between `is_min` and `is_max`, before it enters W. Without
+    pi_old W is of pi / mu.
 
-    `reads` says what W contains: pi / mu (fully-async recipe; TRL with vLLM correction) or pi / pi_old (the
-    synchronous scripts, which recompute pi_old: the mismatch is then not in W). Without pi_old both are pi /
-    mu.
+    Source: arXiv 2602.10693 v3 equation 17; FloyedShen/VESPO `core_algos.py`; TRL `vespo_*`. In token-mean.
 
-    `variant`: "exact" is the formula without clamps; "repo" clamps each log-ratio and log W to +-20 and
-    floors log W at log 1e-8 in the power only; "trl" clamps log W to [log 1e-8, 20]. Both floor lambda at
-    1e-4.
+    Trap: phi peaks at W = k / lambda and falls after; it is above 1 (up to 1.24) between 1 and the peak.
 
-    `is_mode` treats pi_old / mu before it enters W, between `is_min` and `is_max`: TRL's token_truncate
-    (clamped) or token_mask (0 outside). Trap: one masked token puts log 1e-8 = -18.4 into log W and the whole
-    sequence gets nothing. Trap: "sequence_broadcast" is what the fork does with verl's rollout_is=sequence:
-    the weight of the whole sequence is summed once per token, so the mismatch enters log W T times.
+    Trap: in the synchronous scripts W is pi / pi_old, recomputed by the trainer: the mismatch is then not in W.
+
+    Trap: log W adds up over tokens: a drift of 1e-3 nats a token leaves 5 % of the signal at 8000 tokens.
+
+    Trap: one token masked before W (TRL `token_mask`) puts log 1e-8 = -18.4 into log W: the response gets nothing.
+
+    Trap: the fork with verl's rollout_is=sequence sums the weight of the response once per token
+    (`is_mode` "sequence_broadcast").
     """
 
     name: ClassVar[str] = "vespo"
@@ -53,11 +54,34 @@ class Vespo(GradientView):
     k_neg: float = field(default=3.0, metadata=NOT_NEGATIVE)
     lambda_neg: float = field(default=2.0, metadata=NOT_NEGATIVE)
     reads: Literal["train/rollout", "train/old"] = field(
-        default="train/rollout", metadata=one_of("train/rollout", "train/old")
+        default="train/rollout",
+        metadata=one_of(
+            {
+                "train/rollout": "W of pi / mu (fully-async recipe; TRL with vLLM correction)",
+                "train/old": "W of pi / pi_old (synchronous scripts); pi / mu without pi_old",
+            }
+        ),
     )
-    variant: Literal["exact", "repo", "trl"] = field(default="exact", metadata=one_of("exact", "repo", "trl"))
+    variant: Literal["exact", "repo", "trl"] = field(
+        default="exact",
+        metadata=one_of(
+            {
+                "exact": "no clamps (the paper)",
+                "repo": "log-ratios and log W within +-20, log W floored at log 1e-8 in the power; lambda >= 1e-4",
+                "trl": "log-ratios within +-20, log W within [log 1e-8, 20]; lambda >= 1e-4",
+            }
+        ),
+    )
     is_mode: Literal["none", "token_truncate", "token_mask", "sequence_broadcast"] = field(
-        default="none", metadata=one_of("none", "token_truncate", "token_mask", "sequence_broadcast")
+        default="none",
+        metadata=one_of(
+            {
+                "none": "pi_old / mu as it is",
+                "token_truncate": "clamped between is_min and is_max (TRL token_truncate; verl rollout_is=token)",
+                "token_mask": "0 outside, which silences the response (TRL token_mask; verl with IcePop bounds)",
+                "sequence_broadcast": "the weight of the response, once per token (the fork, rollout_is=sequence)",
+            }
+        ),
     )
     is_max: float | None = field(default=3.0, metadata=limits(optional=True))
     is_min: float | None = field(default=None, metadata=limits(optional=True))
@@ -105,7 +129,14 @@ class Vespo(GradientView):
 @register_method
 @dataclass(frozen=True, slots=True)
 class VespoSqrt(Vespo):
-    """VESPO-sqrt: VESPO of log W / sqrt(T), an ablation (survives, with spikes of the gradient)."""
+    """VESPO-sqrt: an ablation of the paper, which survives with spikes of the gradient.
+
+    phi = V^k exp(lambda (1 - V)), V = W^(1 / sqrt(T)); all else as in VESPO.
+
+    Source: arXiv 2602.10693 v3, ablation of length normalisation.
+
+    Trap: V still moves away from 1 with length, only slower: log V grows as sqrt(T).
+    """
 
     name: ClassVar[str] = "vespo_sqrt"
     label: ClassVar[str] = "VESPO-sqrt"
@@ -117,7 +148,14 @@ class VespoSqrt(Vespo):
 @register_method
 @dataclass(frozen=True, slots=True)
 class VespoLin(Vespo):
-    """VESPO-lin: VESPO of log W / T, an ablation of the paper (collapses; close to no correction at all)."""
+    """VESPO-lin: an ablation of the paper, which collapses at about step 350.
+
+    phi = s^k exp(lambda (1 - s)), s = W^(1/T); all else as in VESPO.
+
+    Source: arXiv 2602.10693 v3, ablation of length normalisation.
+
+    Trap: s is so close to 1 that this is REINFORCE without a correction.
+    """
 
     name: ClassVar[str] = "vespo_lin"
     label: ClassVar[str] = "VESPO-lin"
