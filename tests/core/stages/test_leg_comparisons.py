@@ -28,9 +28,12 @@ class _Trace:
 
 
 def test_a_leg_that_removes_drift_is_told_from_one_that_does_not():
-    rows = {row["leg"]: row for row in leg_comparisons(_Trace(), ["train/forward", "train/repeat", "train/replay"])}
+    rows = {
+        row["leg"]: row
+        for row in leg_comparisons(_Trace(), ["train/forward", "train/repeat", "train/replay"])
+    }
     replay, repeat = rows["train/replay"], rows["train/repeat"]
-    assert replay["k3_difference"]["value"] == pytest.approx(-0.08**2 / 2, rel=0.15)
+    assert replay["k3_difference"]["value"] == pytest.approx(-(0.08**2) / 2, rel=0.15)
     assert replay["k3_difference"]["ci_high"] < 0
     assert replay["p_holm"] == pytest.approx(2 * replay["p_value"])
     assert replay["p_holm"] < 0.01

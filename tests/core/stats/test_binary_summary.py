@@ -8,7 +8,9 @@ from mismatch_probe.stats.layout import SequenceLayout
 
 def _summary(train, rollout, prompts=10):
     train, rollout = np.asarray(train, dtype=float), np.asarray(rollout, dtype=float)
-    layout = SequenceLayout.from_arrays(np.linspace(0, train.size, prompts + 1).astype(int), np.arange(prompts))
+    layout = SequenceLayout.from_arrays(
+        np.linspace(0, train.size, prompts + 1).astype(int), np.arange(prompts)
+    )
     return binary_summary_from_table(layout.token_table(*binary_columns(train, rollout)), 0)
 
 

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from mismatch_probe.stats import cluster_standard_error, framework_metrics, summarise_sequences, summarise_tokens
+from mismatch_probe.stats import (
+    cluster_standard_error,
+    framework_metrics,
+    summarise_sequences,
+    summarise_tokens,
+)
 
 
 def test_means_over_responses_equal_a_plain_loop_and_the_dashboards(planted):
@@ -17,8 +22,12 @@ def test_means_over_responses_equal_a_plain_loop_and_the_dashboards(planted):
     named = {(m.framework, m.name): m.value for m in framework_metrics(train, rollout, offsets)}
     assert means.k3.value == pytest.approx(named["slime", "mis_k3_kl"], rel=1e-12)
     assert means.k1.value == pytest.approx(named["verl", "rollout_corr/log_ppl_diff"], rel=1e-9)
-    assert found.perplexity.train.value == pytest.approx(named["verl", "rollout_corr/training_ppl"], rel=1e-12)
-    assert found.perplexity.rollout.value == pytest.approx(named["verl", "rollout_corr/rollout_ppl"], rel=1e-12)
+    assert found.perplexity.train.value == pytest.approx(
+        named["verl", "rollout_corr/training_ppl"], rel=1e-12
+    )
+    assert found.perplexity.rollout.value == pytest.approx(
+        named["verl", "rollout_corr/rollout_ppl"], rel=1e-12
+    )
     assert found.perplexity.ratio.value == pytest.approx(named["verl", "rollout_corr/ppl_ratio"], rel=1e-12)
     assert found.chi2_clamped == pytest.approx(named["verl", "rollout_corr/chi2_seq"], rel=1e-9)
 
