@@ -1,6 +1,5 @@
-from tools.naming_table import DOCUMENT, naming_table, with_table
-
 from mismatch_probe.stats import framework_metrics
+from tools.naming_table import DOCUMENT, naming_table, with_table
 
 
 def test_the_documented_names_are_those_that_are_computed():

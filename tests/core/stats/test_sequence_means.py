@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from mismatch_probe.stats import (
 def test_means_over_responses_equal_a_plain_loop_and_the_dashboards(planted):
     train, rollout, offsets, clusters = planted()
     found = summarise_sequences(train - rollout, offsets, clusters, train_logprobs=train)
-    rows = [slice(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    rows = [slice(a, b) for a, b in itertools.pairwise(offsets)]
     means, log_ratio = found.token_means, train - rollout
     assert means.k1.value == pytest.approx(np.mean([-log_ratio[r].mean() for r in rows]), rel=1e-10)
     assert means.k2.value == pytest.approx(np.mean([(log_ratio[r] ** 2).mean() / 2 for r in rows]), rel=1e-12)
