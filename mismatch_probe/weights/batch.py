@@ -18,7 +18,9 @@ class Batch:
     """Responses with the log-probabilities of their tokens under rollout (mu), old (pi_old) and train (pi).
 
     Built by `from_sequences`, `from_arrays` or `from_padded`. All token tensors share one shape, [tokens] or
-    [sequences, width]; what a method returns has that shape too. Log-probabilities are in nats.
+    [sequences, width]; what a method returns has that shape too. Log-probabilities are in nats. Log-ratios are
+    differences in float64 of the numbers given: bfloat16 inputs lose nothing further here, but what they lost
+    before, 0.004 of their size, is a mismatch of its own.
 
     Attributes:
         train_logprobs: log pi, the policy that is differentiated; may require grad.

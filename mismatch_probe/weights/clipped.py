@@ -139,8 +139,9 @@ class DualClip(PPOClip):
 
     Source: arXiv 1912.09729; c = 3 is verl's `clip_ratio_c` (large MoE scripts use 10) and SkyRL's.
 
-    Trap: the frameworks assemble it in different orders (min before or after the sign is asked for); the
-    gradient is the same. ROLL's c is 1 + 2 pg_clip, that is 1.4. Off unless set in slime, NeMo-RL, OpenRLHF, AReaL.
+    Trap: frameworks bound the loss before or after they look at the sign of A: the same gradient either way.
+
+    Trap: ROLL's c is 1 + 2 pg_clip, that is 1.4; off unless set in slime, miles, NeMo-RL, OpenRLHF and AReaL.
     """
 
     name: ClassVar[str] = "dual_clip"

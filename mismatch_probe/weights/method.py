@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from mismatch_probe.weights.aggregation import Aggregation, aggregate
 from mismatch_probe.weights.batch import Batch
 from mismatch_probe.weights.hyperparameters import check_values
-from mismatch_probe.weights.ratios import Ratios
+from mismatch_probe.weights.ratios import LOG_CEILING, Ratios
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ class GradientView:
         check_values(self.name, self)
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
-        """Phi before masking, float64 [tokens]; finite for any log-ratio."""
+        """Phi before masking, float64 [tokens]; never NaN, whatever the log-ratios are."""
         raise TypeError(f"{type(self).__name__} must define phi(ratios)")
 
     def coefficients(self, batch: Batch) -> torch.Tensor:
@@ -86,7 +87,7 @@ class GradientView:
             batch: The tokens.
 
         Returns:
-            float64 in the batch's shape, detached, 0 where masked.
+            float64 in the batch's shape, detached, 0 where masked; saturates at exp(690).
         """
         return self._masked_phi(batch.ratios()).reshape(batch.train_logprobs.shape)
 
@@ -102,13 +103,18 @@ class GradientView:
         """The policy loss: -phi * A * log pi with phi held constant, aggregated.
 
         Its gradient in log pi(y_t) is -phi_t * A_t / normaliser; for methods that differentiate through a
-        ratio this is the same gradient that their own objective has.
+        ratio this is the same gradient that their own objective has. phi and its product with A are worked
+        out in float64 whatever the inputs are; only the product with log pi and the sums over tokens are in
+        the inputs' type, at least float32. |phi A| saturates at the square root of that type's largest number
+        (1.8e19, 1.3e154), so that unbounded weights give a finite loss.
 
         Args:
             batch: The tokens; `train_logprobs` carries the graph. float32, bfloat16 or float64.
             aggregation: How token losses become one number; None takes the source's way.
-            num_tokens: Tokens of the global batch, for token-mean over several micro-batches or ranks.
-            num_sequences: Sequences of the global batch, likewise for the seq-mean ways.
+            num_tokens: Tokens of the global batch, for token-mean over several micro-batches. Where gradients
+                are averaged over ranks give tokens per rank.
+            num_sequences: Sequences of the global batch, likewise for the seq-mean ways. Methods whose phi is
+                a statement about a batch (`m2po`, `normalise="mean"`) do not add up over its parts.
             horizon: The constant length of seq-mean-token-sum-norm; None takes the longest response here.
 
         Returns:
@@ -133,4 +139,6 @@ class GradientView:
         )
 
     def _masked_phi(self, ratios: Ratios) -> torch.Tensor:
-        return self.phi(ratios).masked_fill(~ratios.mask, 0.0)
+        # Factors saturate by themselves, their product here.
+        ceiling = math.exp(LOG_CEILING)
+        return self.phi(ratios).clamp(-ceiling, ceiling).masked_fill(~ratios.mask, 0.0)

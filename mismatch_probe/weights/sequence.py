@@ -72,7 +72,7 @@ class GspoToken(Gspo):
     phi = s if A_t >= 0 and s <= 1 + eps_high, or A_t < 0 and s >= 1 - eps_low; else 0: sg[s] rho / sg[rho] in
     place of s.
 
-    Source: arXiv 2507.18071 equations 13-15; what verl, SkyRL and ms-swift (sequence_token) run under "gspo".
+    Source: arXiv 2507.18071 equations 14-15; what verl, SkyRL and ms-swift (sequence_token) run under "gspo".
 
     Trap: value and gradient are GSPO's where A is constant over a response: nothing is gained there.
     """

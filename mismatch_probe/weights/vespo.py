@@ -32,7 +32,8 @@ class Vespo(GradientView):
 
     Source: arXiv 2602.10693 v3 equation 17; FloyedShen/VESPO `core_algos.py`; TRL `vespo_*`. In token-mean.
 
-    Trap: phi peaks at W = k / lambda and falls after; it is above 1 (up to 1.24) between 1 and the peak.
+    Trap: phi peaks at W = k / lambda, where it is 1.21 for A >= 0 and 1.24 for A < 0, and falls on both sides: the
+    order of responses by W is not kept.
 
     Trap: in the synchronous scripts W is pi / pi_old, recomputed by the trainer: the mismatch is then not in W.
 
