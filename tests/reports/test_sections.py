@@ -140,7 +140,7 @@ def test_the_length_law_is_shown_wholly() -> None:
     ]
     refused = [cells for cells, item in zip(longer, law["extrapolation"], strict=True) if item["reason"]]
     assert refused
-    assert all(cells[3].reason for cells in refused)
+    assert all(cells[4].reason for cells in refused)
     growth = law["variance_time"]
     blocks = table(section, "variance-time").rows
     assert [[cell.text for cell in cells] for cells in blocks] == [

@@ -30,6 +30,8 @@ NAME = "waterfall"
 TITLE = "Legs: K3 of each step from sampler to trainer"
 LOG_SCALE_SPAN = 200.0
 LABEL_WIDTH = 60
+# A step of 1e-17 beside one of 1e-4 would squeeze all others together; it is drawn as an arrow at the left end.
+MOST_DECADES = 7.0
 FILL_INDEX = {"chain": 0, "joint": 5, "total": 1, "replay": 2, "reference": 3, "floor": 4, "other": 5}
 
 
@@ -162,7 +164,8 @@ def _scale(bars: list[Bar], floor: tuple[float, str] | None, *, logarithmic: boo
     ends = [end for bar in bars for end in _ends(bar)] + ([floor[0]] if floor else [])
     if logarithmic:
         exponents = [math.log10(end) for end in ends if end > 0]
-        return Scale(True, math.floor(min(exponents) - 0.3), max(exponents) + 0.15)
+        least = max(min(exponents) - 0.3, max(exponents) - MOST_DECADES)
+        return Scale(True, math.floor(least), max(exponents) + 0.15)
     low, high = min([0.0, *ends]), max([0.0, *ends])
     if high == low:
         return Scale(False, 0.0, 1.0)
@@ -246,6 +249,10 @@ def _draw_bar(panel: Axes, palette: Palette, bar: Bar, position: int, scale: Sca
         hatch=HATCHES[index],
         linewidth=0.8,
     )
+    if scale.logarithmic and 0 < value < 10.0**scale.left:
+        panel.plot(
+            [scale.left], [position], color=palette.foreground, marker="<", markersize=9, clip_on=False
+        )
     label = fmt.number(value)
     if bar.k3.low is not None and bar.k3.high is not None:
         ends = [scale.place(bar.start + end) for end in (bar.k3.low, bar.k3.high)]

@@ -102,13 +102,23 @@ def _lengths(law: Json) -> str:
 
 
 def _extrapolation(sequence: Json) -> Table:
+    longest = read_number(look_up(sequence, "length_law", "max_length")).value
     rows = []
     for item in read_rows(look_up(sequence, "length_law", "extrapolation")):
+        length = read_number(item.get("length")).value
+        seen = longest is not None and length is not None and length <= longest
         cells = (estimate_cell(pick(item, key)) for key in ("mean_log_weight", "variance"))
-        ess = estimate_cell(pick(item, "ess"), fmt.percent)
-        rows.append((estimate_cell(pick(item, "length"), fmt.integer), *cells, ess))
+        rows.append(
+            (
+                estimate_cell(pick(item, "length"), fmt.integer),
+                Cell("yes" if seen else "no, extrapolated"),
+                *cells,
+                estimate_cell(pick(item, "ess"), fmt.percent),
+            )
+        )
     columns = (
-        Column("Length T (tokens)"),
+        Column("Length T (tokens)", numeric=False),
+        Column("Measured", numeric=False),
         Column("Mean log W (nats)"),
         Column("Var(log W) (nats squared)"),
         Column("ESS of sequence weights"),
