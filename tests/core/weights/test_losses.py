@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from mismatch_probe.errors import ConfigError
 from mismatch_probe.weights import Batch, available_methods, get_method
 
 AGGREGATIONS = (
@@ -35,22 +37,54 @@ def gradient(loss: torch.Tensor, batch: Batch) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("name", available_methods())
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_gradient_is_minus_phi_advantage_over_normaliser(name: str, aggregation: str) -> None:
-    batch = random_batch()
-    method = get_method(name)
-    lengths = torch.tensor(LENGTHS, dtype=torch.float64).repeat_interleave(torch.tensor(LENGTHS))
-    normaliser = {
+def normalisers(lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each aggregation divides a token's loss by; `lengths` is that of each token's sequence."""
+    return {
         "token-mean": torch.full_like(lengths, 12.0),
         "token-sum": torch.ones_like(lengths),
         "seq-mean-token-mean": 3.0 * lengths,
         "seq-mean-token-sum": torch.full_like(lengths, 3.0),
         "seq-mean-token-sum-norm": torch.full_like(lengths, 3.0 * 7.0),
-    }[aggregation]
-    expect = -method.coefficients(batch) * batch.advantages / normaliser
-    got = gradient(method.loss(batch, aggregation), batch)
-    torch.testing.assert_close(got, expect, rtol=1e-12, atol=0)
+    }
+
+
+def padded(batch: Batch) -> Batch:
+    """The same sequences in rows of 9, with infinities where nothing is."""
+    where = torch.arange(9) < torch.tensor(LENGTHS)[:, None]
+
+    def pad(flat: torch.Tensor) -> torch.Tensor:
+        return torch.full(where.shape, -math.inf, dtype=flat.dtype).masked_scatter(where, flat)
+
+    return Batch.from_padded(
+        pad(batch.train_logprobs.detach()).requires_grad_(),
+        pad(batch.rollout_logprobs),
+        pad(batch.advantages),
+        where,
+        old_logprobs=None if batch.old_logprobs is None else pad(batch.old_logprobs),
+    )
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2**-7)]
+)
+def test_gradient_is_minus_phi_advantage_over_normaliser(
+    dtype: torch.dtype, rtol: float, layout: str, aggregation: Any
+) -> None:
+    """The tolerance is the rounding of the gradient to the type of the leaf."""
+    batch = random_batch(dtype)
+    if layout == "padded":
+        batch = padded(batch)
+    lengths = torch.tensor(LENGTHS, dtype=torch.float64).repeat_interleave(torch.tensor(LENGTHS))
+    for name in available_methods():
+        method = get_method(name)
+        weight = (method.coefficients(batch) * batch.advantages)[batch.mask]
+        got = gradient(method.loss(batch, aggregation), batch)
+        assert got.dtype == dtype
+        assert not bool(got[~batch.mask].any())
+        expect = -weight / normalisers(lengths)[aggregation]
+        torch.testing.assert_close(got[batch.mask].double(), expect, rtol=rtol, atol=1e-30, msg=name)
 
 
 def ratio(batch: Batch) -> torch.Tensor:
@@ -131,18 +165,16 @@ def test_gradient_is_that_of_the_methods_own_objective(name: str, scale: float) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_low_precision_inputs(dtype: torch.dtype) -> None:
-    wide, narrow = random_batch(), random_batch(dtype)
+def test_phi_of_narrow_inputs_is_that_of_the_same_numbers_in_float64(dtype: torch.dtype) -> None:
+    narrow = random_batch(dtype)
     same = Batch.from_arrays(
-        narrow.train_logprobs.detach().double(), wide.rollout_logprobs, wide.offsets, wide.advantages
+        narrow.train_logprobs.detach().double(), narrow.rollout_logprobs, narrow.offsets, narrow.advantages
     )
     for name in available_methods():
+        assert torch.equal(get_method(name).coefficients(narrow), get_method(name).coefficients(same)), name
         loss = get_method(name).loss(narrow)
         assert loss.dtype == torch.float32
-        # phi is worked out in float64, so what remains is the rounding of the products to float32.
         assert loss.item() == pytest.approx(get_method(name).loss(same).item(), rel=1e-5, abs=1e-6)
-        got = gradient(loss, narrow)
-        assert got.dtype == dtype and bool(got.isfinite().all())
 
 
 def test_float32_loss_survives_an_unbounded_weight() -> None:
@@ -152,9 +184,9 @@ def test_float32_loss_survives_an_unbounded_weight() -> None:
     assert bool(loss.isfinite()) and bool(gradient(loss, batch).isfinite().all())
 
 
-def test_global_counts_make_micro_batches_add_up() -> None:
-    whole = random_batch()
-    parts = [
+def micro_batches(whole: Batch) -> list[Batch]:
+    """Each sequence of a batch on its own, over the same leaf."""
+    return [
         Batch.from_arrays(
             whole.train_logprobs[begin:end],
             whole.rollout_logprobs[begin:end],
@@ -163,10 +195,65 @@ def test_global_counts_make_micro_batches_add_up() -> None:
         )
         for begin, end in ((0, 4), (4, 5), (5, 12))
     ]
-    method = get_method("vespo")
-    assert method.loss(whole, "token-mean").item() == pytest.approx(
-        sum(method.loss(part, "token-mean", num_tokens=12).item() for part in parts)
+
+
+GLOBAL_COUNTS: dict[Any, dict[str, float]] = {
+    "token-mean": {"num_tokens": 12},
+    "token-sum": {},
+    "seq-mean-token-mean": {"num_sequences": 3},
+    "seq-mean-token-sum": {"num_sequences": 3},
+    "seq-mean-token-sum-norm": {"num_sequences": 3, "horizon": 7},
+}
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_global_counts_make_micro_batches_add_up(aggregation: Any) -> None:
+    whole = random_batch(scale=0.8)
+    for name in available_methods():
+        if name == "m2po":  # whether a token stays depends on the others of its batch
+            continue
+        method = get_method(name)
+        parts = [
+            method.loss(part, aggregation, **GLOBAL_COUNTS[aggregation]) for part in micro_batches(whole)
+        ]
+        torch.testing.assert_close(
+            gradient(torch.stack(parts).sum(), whole),
+            gradient(method.loss(whole, aggregation), whole),
+            rtol=1e-12,
+            atol=1e-300,
+            msg=name,
+        )
+
+
+@pytest.mark.parametrize(("name", "options"), [("m2po", {}), ("token_tis", {"normalise": "mean"})])
+def test_methods_that_judge_a_batch_do_not_add_up(name: str, options: dict[str, Any]) -> None:
+    whole = random_batch(scale=0.8)
+    method = get_method(name, **options)
+    parts = torch.stack([method.loss(part, num_tokens=12) for part in micro_batches(whole)])
+    apart = gradient(parts.sum(), whole) - gradient(method.loss(whole), whole)
+    assert float(apart.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_sequences_without_a_token_do_not_count(aggregation: Any) -> None:
+    batch = random_batch()
+    longer = Batch.from_arrays(
+        batch.train_logprobs, batch.rollout_logprobs, [0, 0, 4, 5, 5, 12], batch.advantages
     )
-    assert method.loss(whole, "seq-mean-token-mean").item() == pytest.approx(
-        sum(method.loss(part, "seq-mean-token-mean", num_sequences=3).item() for part in parts)
+    assert get_method("vespo").loss(longer, aggregation).item() == pytest.approx(
+        get_method("vespo").loss(batch, aggregation).item()
     )
+
+
+@pytest.mark.parametrize("count", ["num_tokens", "num_sequences", "horizon"])
+def test_counts_must_be_positive(count: str) -> None:
+    with pytest.raises(ConfigError, match=count):
+        get_method("vespo").loss(random_batch(), "token-mean", **{count: 0})  # type: ignore[arg-type]
+
+
+def test_prime_rl_regulariser_is_differentiable_and_covers_every_token() -> None:
+    batch = random_batch()
+    drift = (batch.train_logprobs - batch.rollout_logprobs).detach()
+    for name in ("prime_dppo", "ipo"):
+        got = gradient(get_method(name, kl_tau=0.5).regulariser(batch), batch)  # type: ignore[attr-defined]
+        torch.testing.assert_close(got, 2 * 0.5 * drift / 12)
