@@ -91,7 +91,7 @@ class LengthLaw:
         max_length: Longest.
         num_sequences: Sequences with tokens.
         exact: Every log-weight is 0.
-        reason: Why there is no horizon, or None.
+        horizon_reason: Why there is no horizon, or None.
     """
 
     kappa: Estimate
@@ -108,7 +108,7 @@ class LengthLaw:
     max_length: int
     num_sequences: int
     exact: bool
-    reason: str | None
+    horizon_reason: str | None
 
     def extrapolate(self, length: int) -> Extrapolation:
         """Mean, variance and effective fraction of sequence weights at a length, or a refusal.
@@ -254,7 +254,7 @@ def length_law_from_growth(
         max_length=int(lengths.max()),
         num_sequences=n,
         exact=exact,
-        reason=reason,
+        horizon_reason=reason,
     )
 
 

@@ -17,6 +17,7 @@ from mismatch_probe_reports.reading import (
     read_mapping,
     read_number,
     read_rows,
+    read_text,
     why_absent,
 )
 from mismatch_probe_reports.sections.buckets import bucket_range
@@ -77,6 +78,8 @@ def _law(sequence: Json) -> Table:
 def _horizon(law: Json) -> Number:
     """Return the horizon with its interval; where there is none, with what the variance lacks."""
     horizon = pick(law, "horizon_tokens")
+    if horizon.value is None and (reason := read_text(law.get("horizon_reason"))):
+        return replace(horizon, reason=reason)
     low, high = read_float(law.get("horizon_low")), read_float(law.get("horizon_high"))
     if horizon.value is not None and (low is None or high is None):
         lacking = pick(law, "variance_per_token").reason or NOT_REPORTED

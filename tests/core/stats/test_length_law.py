@@ -114,5 +114,5 @@ def test_a_horizon_beyond_what_the_data_carry_is_not_a_number():
     assert law.horizon_tokens is None
     assert law.horizon_high is None
     assert law.horizon_low == 8 * lengths.max()
-    assert "farther than the data carry" in law.reason
+    assert "farther than the data carry" in law.horizon_reason
     assert law.extrapolate(8 * int(lengths.max()) + 1).reason is not None
