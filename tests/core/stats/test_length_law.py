@@ -91,7 +91,7 @@ def test_exact_and_single_sequences():
     assert exact.exact
     assert exact.extrapolate(10**6).ess.value == 1.0
     assert exact.horizon_tokens is None
-    assert "0" in exact.reason
+    assert "0" in exact.horizon_reason
     single = length_law([0.5], [10], [0])
     assert single.variance_per_token.value is None
     with pytest.raises(InconclusiveError):
