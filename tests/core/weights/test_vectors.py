@@ -13,6 +13,14 @@ import torch
 from mismatch_probe.weights import Batch, get_method
 from mismatch_probe.weights.divergences import binary_kl, logit_displacement, total_variation
 from mismatch_probe.weights.kernel import kernel, kernel_constants, surrogate
+from mismatch_probe.weights.signals import (
+    budgeted_rejection,
+    confidence_capped_weight,
+    penalised_coefficient,
+    regression_coefficient,
+    smallest_before,
+    soft_value,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "weights.json").read_text())["suites"]
 
@@ -213,6 +221,7 @@ def test_sequence_weights(case: Any) -> None:
 def test_prefix(case: Any) -> None:
     ratio = case["args"]["log_ratio"]
     check(phi("prefix_is", batch_of(ratio, 1.0)), case["expect"]["prefix"], case["rtol"])
+    check(smallest_before(ratio), case["expect"]["min_prefix_ratio"], case["rtol"])
 
 
 @cases("gspo")
@@ -339,34 +348,56 @@ def test_binary_divergences(case: Any) -> None:
     check(logit_displacement(train, rollout)[0], expect["eps"], case["rtol"])
     check(binary_kl(train, rollout)[0], expect["kl_train_infer"], case["rtol"])
     check(binary_kl(rollout, train)[0], expect["kl_infer_train"], case["rtol"])
+    batch = Batch.from_sequences(train_logprobs=[train], rollout_logprobs=[rollout], advantages=[1.0])
+    for bound, key in ((2.0, "keep_2_0"), (0.5, "keep_0_5"), (0.1, "keep_0_1")):
+        check(phi("kpop", batch, bound=bound)[0] == 1, expect[key], 0)
+    displacement = float(logit_displacement(train, rollout)[0])
+    ratio = math.exp(float(train[0] - rollout[0]))
+    # The identity k = e^eps / (1 - q + q e^eps), q of the rollout.
+    assert ratio == pytest.approx(expect["k"], rel=case["rtol"])
+    q = math.exp(float(rollout[0]))
+    assert ratio == pytest.approx(1 / (q + (1 - q) * math.exp(-displacement)), rel=1e-6)
 
 
-@cases("golden_sequences")
-def test_golden_sequences(case: Any) -> None:
+@cases("cis")
+def test_confidence_capped_weight(case: Any) -> None:
+    a = case["args"]
+    for slope, key in ((1.0, "lam_1"), (0.25, "lam_0_25")):
+        got = confidence_capped_weight([a["logp_train"]], [a["logp_rollout"]], slope)
+        check(got, [case["expect"][key]["weight"]], case["rtol"])
+
+
+@cases("dro")
+def test_penalised_coefficient(case: Any) -> None:
+    a = case["args"]
+    check(penalised_coefficient(a["log_ratio"], a["adv"], a["beta"]), case["expect"], case["rtol"])
+
+
+@cases("oapl")
+def test_regression_coefficient(case: Any) -> None:
     a, expect = case["args"], case["expect"]
-    batch = Batch.from_sequences(
-        train_logprobs=[a["logp_train"]], rollout_logprobs=[a["logp_rollout"]], advantages=[a["adv"]]
-    )
-    for method, key in (
-        ("vespo", "vespo"),
-        ("vespo_sqrt", "vespo_sqrt"),
-        ("vespo_lin", "vespo_lin"),
-        ("seq_is", "seq_is"),
-        ("seq_tis", "seq_tis_2"),
-        ("gspo", "gspo"),
-        ("topr", "topr"),
-    ):
-        check(phi(method, batch).tolist(), [expect[key]] * len(a["logp_train"]), case["rtol"])
-    for method, key in (
-        ("ppo_clip", "grpo"),
-        ("dapo", "dapo"),
-        ("dual_clip", "dual"),
-        ("sapo", "sapo"),
-        ("cispo", "cispo_verl"),
-        ("token_tis", "tis_2"),
-        ("icepop", "icepop"),
-        ("dppo_tv", "dppo_tv"),
-        ("dppo_kl", "dppo_kl"),
-        ("drpo", "drpo"),
-    ):
-        check(phi(method, batch).tolist(), expect[key], case["rtol"])
+    value = soft_value(a["group_rewards"], a["beta"])
+    check(value, expect["V"], case["rtol"])
+    got = regression_coefficient(a["log_w"], a["r"], value, a["beta"])
+    check(got, expect["oapl_coef"], case["rtol"])
+
+
+@cases("jackpot_obrs")
+def test_budgeted_rejection(case: Any) -> None:
+    a, expect, token = case["args"], case["expect"], case["args"]["token"]
+    free = budgeted_rejection(a["p_train"], a["q_infer"], a["lam"])
+    got = budgeted_rejection(a["p_train"], a["q_infer"], a["lam"], cap=a["c1"])
+    check(got.accepted, expect["Z"], case["rtol"])
+    check(got.acceptance[token], expect["accept"], case["rtol"])
+    check(free.weight[token], expect["weight_uncapped"], case["rtol"])
+    check(got.weight[token], expect["weight_capped"], case["rtol"])
+    check(got.acceptance[token] * got.weight[token], expect["expected_capped"], case["rtol"])
+    check(got.law.tolist(), expect["p_obrs"], case["rtol"])
+
+
+def test_every_suite_is_run() -> None:
+    """A suite that no test names would pass by not being there."""
+    text = Path(__file__).read_text() + Path(__file__).with_name("test_golden.py").read_text()
+    text += (Path(__file__).parents[1] / "simulate" / "test_variational.py").read_text()
+    for suite in VECTORS:
+        assert f'"{suite}"' in text, suite
