@@ -8,8 +8,8 @@ from mismatch_probe.simulate.extrapolate import (
     measured_staleness,
 )
 from mismatch_probe.simulate.gaussian import GaussianResponse, gaussian_response
-from mismatch_probe.simulate.respond import respond, simulate_methods
-from mismatch_probe.simulate.response import MethodResponse
+from mismatch_probe.simulate.respond import respond, respond_all, simulate_methods
+from mismatch_probe.simulate.response import MethodResponse, Unavailable
 from mismatch_probe.simulate.responses import Responses
 from mismatch_probe.simulate.sweep import SweepPoint, sweep
 from mismatch_probe.simulate.tuning import ThresholdFit, VespoTuning, tune_method, tune_vespo
@@ -23,12 +23,14 @@ __all__ = [
     "StalenessModel",
     "SweepPoint",
     "ThresholdFit",
+    "Unavailable",
     "VespoTuning",
     "bias_variance",
     "extrapolate",
     "gaussian_response",
     "measured_staleness",
     "respond",
+    "respond_all",
     "simulate_methods",
     "sweep",
     "tune_method",

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mismatch_probe.errors import MismatchProbeError
 from mismatch_probe.simulate.intervals import PromptSums, quotient
 from mismatch_probe.simulate.responses import Responses
+from mismatch_probe.simulate.sums import Ground, ground_of, sum_weights
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.pareto import ParetoK, pareto_k
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from mismatch_probe.weights import WeightMethod
 
 FloatArray = npt.NDArray[np.float64]
+
+_LOG_LIMIT = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,19 @@ class BiasVariance:
     k_hat: ParetoK
 
 
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Whether means of W can be relied on, which is the same question for every correction.
+
+    Attributes:
+        k_hat: Pareto shape of W.
+        reason: Why not, or None.
+    """
+
+    k_hat: ParetoK
+    reason: str | None
+
+
 def bias_variance(
     method: WeightMethod, responses: Responses, *, resamples: int = 1000, seed: int = 0
 ) -> BiasVariance:
@@ -50,24 +67,46 @@ def bias_variance(
         responses: Responses with advantages.
         resamples: Bootstrap resamples.
         seed: Of the bootstrap.
+
+    Raises:
+        MismatchProbeError: The method cannot be had on these responses.
     """
-    lengths = responses.lengths()
-    counted = lengths > 0
-    n = int(counted.sum()) // (2 if responses.assumed else 1)
-    log_weight = responses.log_weight()[counted]
-    k_hat = pareto_k(log_weight[:n])
-    reason = _refusal(responses, k_hat)
-    if reason is not None:
-        missing = Estimate(None, None, None, n, reason)
-        return BiasVariance(missing, missing, None, k_hat)
-    amounts = responses.advantages[counted]
-    full = np.exp(log_weight) * amounts
-    own = quotient(responses.sequence_sum(responses.coefficients(method)), lengths)[counted] * amounts
+    ground = ground_of(responses)
+    sums = sum_weights([method], responses, ground)[method.name]
+    if isinstance(sums, MismatchProbeError):
+        raise sums
+    own = sums.weight / ground.lengths
+    return against_sequence_is(own, ground, tail_of(ground), resamples=resamples, seed=seed)
+
+
+def tail_of(ground: Ground) -> Tail:
+    """The tail of W, and whether it and the run allow bias and variance to be stated."""
+    unique = len(ground.log_weight) // (2 if ground.assumed else 1)
+    k_hat = pareto_k(ground.log_weight[:unique])
+    return Tail(k_hat, _refusal(ground, k_hat))
+
+
+def against_sequence_is(
+    own: FloatArray, ground: Ground, tail: Tail, *, resamples: int, seed: int
+) -> BiasVariance:
+    """The same from sums that were made before.
+
+    Args:
+        own: Mean phi over the tokens of each sequence, float64 [sequences].
+        ground: The sequences.
+        tail: `tail_of(ground)`.
+        resamples: Bootstrap resamples.
+        seed: Of the bootstrap.
+    """
+    n = len(own) // (2 if ground.assumed else 1)
+    if tail.reason is not None:
+        missing = Estimate(None, None, None, n, tail.reason)
+        return BiasVariance(missing, missing, None, tail.k_hat)
+    full = np.exp(ground.log_weight) * ground.advantages
+    own = own * ground.advantages
 
     def by_prompt(values: FloatArray) -> FloatArray:
-        return np.bincount(
-            responses.clusters[counted], weights=values, minlength=responses.num_prompts
-        ).astype(np.float64)
+        return np.bincount(ground.clusters, values, ground.prompts).astype(np.float64)
 
     sums = PromptSums(
         {
@@ -85,11 +124,11 @@ def bias_variance(
     ratio = sums.estimate(
         ("own", "own_squares", "full", "full_squares", "n"), _variance_ratio, n=n, missing="W A does not vary"
     )
-    return BiasVariance(bias, ratio, _break_even(bias, own, full), k_hat)
+    return BiasVariance(bias, ratio, _break_even(bias, own, full), tail.k_hat)
 
 
-def _refusal(responses: Responses, k_hat: ParetoK) -> str | None:
-    if responses.assumed:
+def _refusal(ground: Ground, k_hat: ParetoK) -> str | None:
+    if ground.assumed:
         return "the run has no advantages"
     if k_hat.state == "exact":
         return "all weights are 1: there is nothing to correct and nothing to be biased about"
@@ -100,10 +139,11 @@ def _refusal(responses: Responses, k_hat: ParetoK) -> str | None:
             "no number of sequences would do" if k_hat.num_needed is None else f"{k_hat.num_needed} might do"
         )
         return (
-            f"k-hat of W is {k_hat.value:.2f}, above {k_hat.good_k:.2f}: with {k_hat.n} "
-            "sequences the mean of W A "
+            f"k-hat of W is {k_hat.value:.2f}, above {k_hat.good_k:.2f}: with {k_hat.n} sequences the mean of W A "
             f"cannot be relied on ({needed})"
         )
+    if float(np.abs(ground.log_weight).max()) > _LOG_LIMIT:
+        return "some W is so far from 1 that its square leaves the range of float64"
     return None
 
 

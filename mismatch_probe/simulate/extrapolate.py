@@ -150,7 +150,7 @@ def _refusal(length: int, steps: int, longest: int, model: StalenessModel | None
 def _respond(name: str, made: Responses) -> MethodResponse:
     from mismatch_probe.weights import get_method
 
-    return respond(get_method(name), made, resamples=0, with_curve=False)
+    return respond(get_method(name), made, resamples=0)
 
 
 def _make_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from mismatch_probe.errors import ConfigError, InconclusiveError
 
 if TYPE_CHECKING:
-    from mismatch_probe.weights import WeightMethod
+    from mismatch_probe.weights import Batch, WeightMethod
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -116,11 +117,11 @@ class Responses:
         """Sum of log pi - log mu over each sequence, nats, [sequences]."""
         return self.sequence_sum(np.where(self.mask, self.train - self.rollout, 0.0))
 
-    def coefficients(self, method: WeightMethod) -> FloatArray:
-        """The weight of every token, [tokens]; 0 where a token does not count."""
+    def batch(self) -> Batch:
+        """The same as a method takes it."""
         from mismatch_probe.weights import Batch
 
-        batch = Batch.from_arrays(
+        return Batch.from_arrays(
             self.train,
             self.rollout,
             self.offsets,
@@ -128,7 +129,39 @@ class Responses:
             old_logprobs=self.old,
             mask=self.mask,
         )
-        return np.asarray(method.coefficients(batch).numpy(), dtype=np.float64)
+
+    def coefficients(self, method: WeightMethod) -> FloatArray:
+        """The weight of every token, [tokens]; 0 where a token does not count."""
+        return np.asarray(method.coefficients(self.batch()).numpy(), dtype=np.float64)
+
+    def pieces(self, max_tokens: int) -> Iterator[tuple[Responses, Batch]]:
+        """The responses in order, whole sequences together, at most so many tokens at a time.
+
+        Args:
+            max_tokens: Of one piece; a longer sequence goes alone. Pieces without a token are left out.
+        """
+        start = 0
+        while start < len(self.offsets) - 1:
+            limit = self.offsets[start] + max_tokens
+            stop = max(start + 1, int(np.searchsorted(self.offsets, limit, side="right")) - 1)
+            piece = self._span(start, stop)
+            if piece.train.size:
+                yield piece, piece.batch()
+            start = stop
+
+    def _span(self, start: int, stop: int) -> Responses:
+        """The sequences start .. stop - 1."""
+        tokens = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        return Responses(
+            train=self.train[tokens],
+            rollout=self.rollout[tokens],
+            old=None if self.old is None else self.old[tokens],
+            mask=self.mask[tokens],
+            offsets=self.offsets[start : stop + 1] - self.offsets[start],
+            clusters=self.clusters[start:stop],
+            advantages=self.advantages[start:stop],
+            assumed=self.assumed,
+        )
 
     def subset(self, prompts: npt.ArrayLike) -> Responses:
         """The responses of some prompts only.

@@ -56,6 +56,6 @@ def sweep(
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         method = get_method(name, **{**(fixed or {}), **values})
-        response = respond(method, responses, resamples=resamples, seed=seed, with_curve=False)
+        response = respond(method, responses, resamples=resamples, seed=seed)
         points.append(SweepPoint(values, response))
     return points

@@ -196,7 +196,7 @@ def tune_method(
         seed=seed,
     )
     parameters: dict[str, float | str] = {**dict(fitter.fixed), **value}
-    response = respond(get_method(name, **parameters), responses, resamples=500, seed=seed, with_curve=False)
+    response = respond(get_method(name, **parameters), responses, resamples=500, seed=seed)
     return ThresholdFit(
         method=name,
         target="ess" if ess is not None else "kept",

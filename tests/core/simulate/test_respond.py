@@ -71,7 +71,7 @@ def test_without_mismatch_nothing_is_lost(name: str) -> None:
         assert estimate.value == pytest.approx(value)
         assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(value), pytest.approx(value))
     assert got.empty_tokens == got.empty_sequences == 0
-    assert [bucket.mean for bucket in got.by_length] == [pytest.approx(weight)]
+    assert [bucket.mean.value for bucket in got.by_length] == [pytest.approx(weight)]
 
 
 def test_numbers_are_those_of_the_coefficients() -> None:
@@ -102,7 +102,7 @@ def test_numbers_are_those_of_the_coefficients() -> None:
         assert got.max_weight_share == pytest.approx(entry.max() / entry.sum())
         assert got.mean.ci_low < got.mean.value < got.mean.ci_high
         assert sum(bucket.n for bucket in got.by_length) == 30
-        assert int(got.points.n.sum()) == 30
+        assert int(got.points.n.sum()) == (len(phi) if name == "icepop" else 30)
 
 
 def test_gspo_is_blind_on_one_side_where_the_drift_passes_its_floor() -> None:
@@ -117,15 +117,23 @@ def test_gspo_is_blind_on_one_side_where_the_drift_passes_its_floor() -> None:
 def test_curves_pass_through_the_method_and_points_lie_on_them() -> None:
     rows = [[x / 4] * 4 for x in np.linspace(-3, 2, 40)]
     results = run(rows, [1.0, -1.0] * 20)
-    assert results["token_tis"].curve is None
     curve = results["vespo"].curve
     from mismatch_probe.weights.kernel import kernel
 
-    assert curve.length == 4
-    assert curve.positive == pytest.approx(kernel(curve.log_weight, 2.0, 3.0), rel=1e-9)
-    assert curve.negative == pytest.approx(kernel(curve.log_weight, 3.0, 2.0), rel=1e-9)
+    assert (curve.over, curve.length) == ("log_weight", 4)
+    assert curve.positive == pytest.approx(kernel(curve.grid, 2.0, 3.0), rel=1e-4)
+    assert curve.negative == pytest.approx(kernel(curve.grid, 3.0, 2.0), rel=1e-4)
     gspo = results["gspo"].curve
-    assert gspo.negative[0] == 0.0 and gspo.positive[0] == pytest.approx(np.exp(gspo.log_weight[0] / 4))
+    assert gspo.negative[0] == 0.0 and gspo.positive[0] == pytest.approx(np.exp(gspo.grid[0] / 4), rel=1e-4)
+    capped = results["token_tis"].curve
+    assert capped.over == "log_ratio" and capped.length is None
+    assert capped.positive == pytest.approx(np.minimum(np.exp(capped.grid), 2.0), rel=1e-4)
+    clipped = results["ppo_clip"].curve
+    ratio = np.exp(clipped.grid)
+    assert clipped.positive == pytest.approx(ratio * (ratio <= 1.2), rel=1e-4)
+    assert clipped.negative == pytest.approx(ratio * (ratio >= 0.8), rel=1e-4)
+    # Hang on the prefix, on the response's mean and on the whole batch: no curve of one number.
+    assert results["prefix_is"].curve is results["gmpo"].curve is results["m2po"].curve is None
 
 
 def test_hyperparameters_and_staleness_are_used() -> None:
