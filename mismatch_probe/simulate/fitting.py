@@ -7,7 +7,7 @@ can refit it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,17 @@ import numpy.typing as npt
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.simulate.intervals import quotient
 from mismatch_probe.simulate.responses import Responses
+from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.intervals import RESAMPLES, Statistic, interval_from_table
+from mismatch_probe.stats.layout import cluster_table
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Thresholds = dict[str, float]
+
+_SHARE = Statistic(lambda sums: sums[..., 0] / sums[..., 1])
+_EFFECTIVE = Statistic(lambda sums: np.square(sums[..., 0]) / (sums[..., 1] * sums[..., 2]), "log", 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,10 +77,15 @@ def weighted_quantile(values: FloatArray, weights: FloatArray, level: float) -> 
 
 def effective_fraction(log_weight: FloatArray, weights: FloatArray, log_cap: float) -> float:
     """Kish effective sample size, as a fraction, of weights truncated at exp(log_cap)."""
-    capped = np.minimum(log_weight, log_cap)
-    scaled = np.exp(np.maximum(capped - capped.max(), -700.0))
+    scaled = _capped(log_weight, log_cap)
     total, squares = float((weights * scaled).sum()), float((weights * scaled**2).sum())
     return total * total / (float(weights.sum()) * squares)
+
+
+def _capped(log_weight: FloatArray, log_cap: float) -> FloatArray:
+    """Weights truncated at exp(log_cap), over the largest of them."""
+    capped = np.minimum(log_weight, log_cap)
+    return np.asarray(np.exp(np.maximum(capped - capped.max(), -700.0)))
 
 
 def _cap_by_kept(statistic: FloatArray, weights: FloatArray, kept: float) -> Thresholds:
@@ -219,9 +230,44 @@ def fitter_of(name: str, *, by_ess: bool) -> Fitter:
     return fitter
 
 
-def reached(fitter: Fitter, units: Units, thresholds: Thresholds, *, by_ess: bool) -> float:
-    """What thresholds come to: the share of tokens that they leave alone, or the effective size of the weights."""
+def reached(
+    fitter: Fitter,
+    units: Units,
+    thresholds: Thresholds,
+    *,
+    by_ess: bool,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """What thresholds come to, with its 95 % interval over prompts.
+
+    The share of tokens that they leave alone, or the effective size of the weights. Where every unit is kept
+    no interval is given: that says nothing of how often it fails.
+
+    Args:
+        fitter: Of the method.
+        units: What the method compares.
+        thresholds: By hyperparameter.
+        by_ess: Whether the effective size is wanted.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    n = len(units.statistic)
     if by_ess:
-        return effective_fraction(units.statistic, units.weight, float(np.log(thresholds["cap"])))
+        weights = _capped(units.statistic, float(np.log(thresholds["cap"])))
+        columns = [units.weight * weights, units.weight * weights**2, units.weight]
+        return _interval(units, columns, _EFFECTIVE, resamples=resamples, seed=seed)
     inside = fitter.inside(units.statistic, thresholds)
-    return float((units.weight * inside).sum() / units.weight.sum())
+    if inside.all() or not inside.any():
+        return Estimate(float(inside[0]), None, None, n, "all units on one side of the thresholds")
+    made = _interval(units, [units.weight * inside, units.weight], _SHARE, resamples=resamples, seed=seed)
+    if made.ci_low is None or made.ci_high is None:
+        return made
+    return replace(made, ci_low=max(made.ci_low, 0.0), ci_high=min(made.ci_high, 1.0))
+
+
+def _interval(
+    units: Units, columns: list[FloatArray], statistic: Statistic, *, resamples: int, seed: int
+) -> Estimate:
+    table = cluster_table(units.cluster, *columns)
+    return interval_from_table(table, statistic, n=len(units.statistic), resamples=resamples, seed=seed)

@@ -11,9 +11,16 @@ import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.simulate.fitting import Fitter, Thresholds, Units, fitter_of, reached
+from mismatch_probe.simulate.held_out import Check, check, halves
 from mismatch_probe.simulate.respond import respond
 from mismatch_probe.simulate.responses import Responses
-from mismatch_probe.simulate.variational import Tilt, solve_rate, tilt
+from mismatch_probe.simulate.variational import (
+    Tilt,
+    mean_weight_estimate,
+    rate_estimate,
+    solve_rate,
+    tilt,
+)
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import MIN_CLUSTERS
 
@@ -21,20 +28,7 @@ FloatArray = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 MIN_RATE = 1e-4
-_MIN_SPLIT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A quantity where it was fitted and where it was not.
-
-    Attributes:
-        fitted: On the half of the prompts that a second fit used.
-        held_out: The same hyperparameters on the other half.
-    """
-
-    fitted: float
-    held_out: float
+MIN_BEYOND = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +38,11 @@ class KernelFit:
     Attributes:
         alpha: The power that was given.
         budget: C.
-        rate: lambda, the smallest with E_Q[W] <= C. The interval is the percentile one over refits on
-            resampled prompts.
+        rate: lambda, the smallest with E_Q[W] <= C; see `rate_estimate` for its interval.
         active: Whether the budget binds; if not the rate is 0 and the power alone keeps it.
         tilt: What the kernel does with these weights at that rate.
-        check: E_Q[W] on both halves of the prompts, or None with too few of them.
+        check: E_Q[W] on both halves of the prompts, or None with too few of them or where the half that was
+            fitted cannot reach the budget.
         note: What to know about it, or None.
         n: Sequences.
     """
@@ -89,7 +83,7 @@ class ThresholdFit:
         method: Its name.
         target: What was asked for: "kept" or "ess".
         level: How much of it.
-        thresholds: By hyperparameter, with percentile intervals over refits on resampled prompts.
+        thresholds: By hyperparameter, with expanded percentile intervals over refits on resampled prompts.
         parameters: For `get_method(method, **parameters)`.
         kept: Share of tokens that the method keeps with them (all, for caps).
         ess: Effective size of its weights as a fraction.
@@ -114,7 +108,7 @@ def tune_vespo(
     alpha_neg: float = 3.0,
     budget_pos: float = 1.0,
     budget_neg: float = 1.0,
-    resamples: int = 200,
+    resamples: int = 1000,
     seed: int = 0,
 ) -> VespoTuning:
     """Solves VESPO's variational problem on measured weights, for each sign of the advantage.
@@ -125,7 +119,7 @@ def tune_vespo(
         alpha_neg: Power for A < 0.
         budget_pos: C for A > 0: the mean weight that the reweighted sample may have.
         budget_neg: C for A < 0.
-        resamples: Refits on resampled prompts.
+        resamples: Of the bootstrap over prompts.
         seed: Of the resampling and of the split.
 
     Raises:
@@ -153,7 +147,7 @@ def tune_method(
     *,
     kept: float | None = None,
     ess: float | None = None,
-    resamples: int = 200,
+    resamples: int = 400,
     seed: int = 0,
 ) -> ThresholdFit:
     """Fits the thresholds of a method to the measured drift.
@@ -195,14 +189,21 @@ def tune_method(
         resamples=resamples,
         seed=seed,
     )
+    # A quantile is known no better than what lies beyond it: the largest of a sample bounds nothing.
+    outside = int((~fitter.inside(units.statistic, value)).sum()) if ess is None else len(units.statistic)
     parameters: dict[str, float | str] = {**dict(fitter.fixed), **value}
+    too_few = None
+    if outside < MIN_BEYOND * len(value):
+        too_few = f"{outside} units lie beyond: an interval needs {MIN_BEYOND} for each threshold"
     response = respond(get_method(name, **parameters), responses, resamples=500, seed=seed)
     return ThresholdFit(
         method=name,
         target="ess" if ess is not None else "kept",
         level=level,
         thresholds={
-            key: _percentiles(
+            key: Estimate(value[key], None, None, len(units.statistic), too_few)
+            if too_few is not None
+            else _percentiles(
                 value[key], [draw[key] for draw in draws], responses.num_prompts, len(units.statistic)
             )
             for key in value
@@ -210,7 +211,7 @@ def tune_method(
         parameters=parameters,
         kept=response.kept_fraction,
         ess=response.ess,
-        check=_check_thresholds(fitter, responses, fit, ess is not None, seed),
+        check=_check_thresholds(fitter, responses, fit, level, by_ess=ess is not None, seed=seed),
     )
 
 
@@ -224,22 +225,16 @@ def _fit_kernel(
             hint="give advantages of both signs, or none at all",
         )
     log_weight, clusters = responses.log_weight()[chosen], responses.clusters[chosen]
-    rate = solve_rate(log_weight, alpha, budget)
-    draws = _refits(
-        lambda counts: solve_rate(log_weight, alpha, budget, counts[clusters]),
-        responses.num_prompts,
-        resamples=resamples,
-        seed=seed,
-    )
-    made = tilt(log_weight, alpha, rate)
+    rate = rate_estimate(log_weight, clusters, alpha, budget, resamples=resamples, seed=seed)
+    made = tilt(log_weight, alpha, rate.value or 0.0)
     return KernelFit(
         alpha=alpha,
         budget=budget,
-        rate=_percentiles(rate, draws, len(np.unique(clusters)), len(log_weight)),
-        active=rate > 0,
+        rate=rate,
+        active=made.rate > 0,
         tilt=made,
-        check=_check_kernel(log_weight, clusters, alpha, budget, seed),
-        note=_kernel_note(alpha, rate),
+        check=_check_kernel(log_weight, clusters, alpha, budget, resamples=resamples, seed=seed),
+        note=_kernel_note(alpha, made.rate),
         n=len(log_weight),
     )
 
@@ -270,44 +265,58 @@ def _refits(refit: Callable[[FloatArray], T], prompts: int, *, resamples: int, s
 
 
 def _percentiles(value: float, draws: list[float], prompts: int, n: int) -> Estimate:
+    """Percentiles of refits, further out the fewer prompts there are.
+
+    Plain percentiles are too narrow with few prompts: the levels are those of Student's t on G - 1 degrees of
+    freedom times sqrt(G / (G - 1)) (the expanded percentile interval; Hesterberg, The American Statistician
+    69, 2015, section 3.3).
+    """
+    from scipy.special import ndtr, stdtrit
+
     if prompts < MIN_CLUSTERS:
         return Estimate(value, None, None, n, f"{prompts} prompts: an interval needs {MIN_CLUSTERS}")
     if len(draws) < 20:
         return Estimate(value, None, None, n, "too few resamples could be fitted")
-    low, high = np.quantile(draws, [0.025, 0.975])
+    tail = float(ndtr(-np.sqrt(prompts / (prompts - 1)) * stdtrit(prompts - 1, 0.975)))
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
     return Estimate(value, min(float(low), value), max(float(high), value), n)
 
 
-def _halves(prompts: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    if prompts < _MIN_SPLIT:
-        return None
-    order = np.random.default_rng(seed).permutation(prompts)
-    return order[: prompts // 2], order[prompts // 2 :]
-
-
 def _check_kernel(
-    log_weight: FloatArray, clusters: npt.NDArray[np.int64], alpha: float, budget: float, seed: int
+    log_weight: FloatArray,
+    clusters: npt.NDArray[np.int64],
+    alpha: float,
+    budget: float,
+    *,
+    resamples: int,
+    seed: int,
 ) -> Check | None:
-    labels, index = np.unique(clusters, return_inverse=True)
-    split = _halves(len(labels), seed)
+    index = np.unique(clusters, return_inverse=True)[1]
+    split = halves(int(index.max()) + 1, seed)
     if split is None:
         return None
-    first, second = (log_weight[np.isin(index, half)] for half in split)
+    here = np.isin(index, split[0])
     try:
-        rate = solve_rate(first, alpha, budget)
+        rate = solve_rate(log_weight[here], alpha, budget)
     except InconclusiveError:
         return None
-    return Check(tilt(first, alpha, rate).mean_weight, tilt(second, alpha, rate).mean_weight)
+    fitted, held_out = (
+        mean_weight_estimate(log_weight[side], index[side], alpha, rate, resamples=resamples, seed=seed)
+        for side in (here, ~here)
+    )
+    return check({"rate": rate}, budget, fitted, held_out, at_most=True)
 
 
 def _check_thresholds(
     fitter: Fitter,
     responses: Responses,
     fit: Callable[[Units, FloatArray], Thresholds],
+    level: float,
+    *,
     by_ess: bool,
     seed: int,
 ) -> Check | None:
-    split = _halves(responses.num_prompts, seed)
+    split = halves(responses.num_prompts, seed)
     if split is None:
         return None
     try:
@@ -315,6 +324,7 @@ def _check_thresholds(
     except InconclusiveError:
         return None
     thresholds = fit(first, np.ones(len(first.statistic)))
-    return Check(
-        reached(fitter, first, thresholds, by_ess=by_ess), reached(fitter, second, thresholds, by_ess=by_ess)
+    fitted, held_out = (
+        reached(fitter, units, thresholds, by_ess=by_ess, seed=seed) for units in (first, second)
     )
+    return check(thresholds, level, fitted, held_out, at_most=False)

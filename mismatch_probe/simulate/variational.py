@@ -3,22 +3,34 @@
 Q is proportional to mu W^alpha exp(-lambda W); lambda is the smallest rate with E_Q[W] <= C (VESPO, arXiv
 2602.10693 v3, equations 11 to 17). E_Q[W] falls with lambda, its derivative being -Var_Q(W), so the problem
 has one dimension and one root.
+
+E_Q[W] is a ratio of sums over responses, so it has the studentised interval of such ratios over prompts
+(`mismatch_probe.stats.intervals`). The interval of lambda are the rates at which that interval holds the
+budget.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
+from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.intervals import RESAMPLES, Statistic, interval_from_table
+from mismatch_probe.stats.layout import cluster_table
 from mismatch_probe.weights.kernel import kernel, kernel_constants
 
 FloatArray = npt.NDArray[np.float64]
 
 _LOG_CEILING = 690.0
 _MAX_RATE = 1e12
+# Rates beyond this times the fitted one are not tried as upper ends.
+_MAX_STRETCH = 1e4
+
+_MEAN_WEIGHT = Statistic(lambda sums: sums[..., 0] / sums[..., 1], "log", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,101 @@ def solve_rate(
                 f"no rate up to {_MAX_RATE:g} brings the mean weight to {budget:g}", hint="raise the budget"
             )
     return float(brentq(excess, 0.0, high, xtol=1e-12, rtol=1e-12))
+
+
+def mean_weight_estimate(
+    log_weight: npt.ArrayLike,
+    clusters: npt.ArrayLike,
+    alpha: float,
+    rate: float,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """E_Q[W] at a given rate, with its 95 % interval over prompts.
+
+    Args:
+        log_weight: log W, nats, [sequences].
+        clusters: Prompt of each sequence, [sequences].
+        alpha: Power, at least 0.
+        rate: At least 0.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        InconclusiveError: No sequence.
+    """
+    log_w = np.minimum(np.asarray(log_weight, dtype=np.float64), _LOG_CEILING)
+    if log_w.size == 0:
+        raise InconclusiveError("no sequence to weigh")
+    weight = np.exp(np.maximum(log_w, -745.0))
+    share = _log_share(log_w, weight, alpha, rate, None)
+    table = cluster_table(np.asarray(clusters), share * weight, share)
+    return interval_from_table(table, _MEAN_WEIGHT, n=log_w.size, resamples=resamples, seed=seed)
+
+
+def rate_estimate(
+    log_weight: npt.ArrayLike,
+    clusters: npt.ArrayLike,
+    alpha: float,
+    budget: float,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """The smallest rate with E_Q[W] <= budget, with its 95 % interval over prompts.
+
+    The interval holds the rates at which the interval of E_Q[W] holds the budget, and 0 where the power alone
+    may keep it. Where one prompt dominates E_Q[W] no rate is ruled out.
+
+    Args:
+        log_weight: log W, nats, [sequences].
+        clusters: Prompt of each sequence, [sequences].
+        alpha: Power, at least 0.
+        budget: C, above 0.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigError: alpha is negative or the budget is not positive.
+        InconclusiveError: As of `solve_rate`.
+    """
+    rate = solve_rate(log_weight, alpha, budget)
+    n = len(np.asarray(log_weight))
+
+    def mean_weight(tried: float) -> Estimate:
+        return mean_weight_estimate(log_weight, clusters, alpha, tried, resamples=resamples, seed=seed)
+
+    def lowest(tried: float) -> float:
+        end = mean_weight(tried).ci_low
+        return -budget if end is None else end - budget
+
+    def highest(tried: float) -> float:
+        end = mean_weight(tried).ci_high
+        return budget if end is None else end - budget
+
+    here = mean_weight(rate)
+    if here.ci_low is None:
+        return Estimate(rate, None, None, n, here.reason)
+    low = 0.0 if rate == 0 or lowest(0.0) <= 0 else _crossing(lowest, 0.0, rate)
+    step = max(rate, 1.0)
+    high = rate + step
+    while highest(high) > 0:
+        step *= 2.0
+        if step > _MAX_STRETCH * max(rate, 1.0):
+            return Estimate(rate, low, None, n, "these weights rule out no rate as too high")
+        high += step
+    return Estimate(rate, min(low, rate), max(_crossing(highest, rate, high), rate), n)
+
+
+def _crossing(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function changes sign; the better end where rounding leaves none."""
+    from scipy.optimize import brentq
+
+    at_low, at_high = function(low), function(high)
+    if at_low * at_high > 0:
+        return low if abs(at_low) < abs(at_high) else high
+    return float(brentq(function, low, high, xtol=1e-6, rtol=1e-5))
 
 
 def tilt(log_weight: npt.ArrayLike, alpha: float, rate: float) -> Tilt:
