@@ -21,6 +21,7 @@ from mismatch_probe.weights import (
     get_method,
     register_method,
 )
+from mismatch_probe.weights.registry import methods
 
 CONTRACT = [
     "reinforce",
@@ -110,7 +111,16 @@ def test_another_package_can_add_a_method() -> None:
             return torch.full_like(ratios.train, 0.5)
 
     batch = Batch.from_sequences(train_logprobs=[[-1.0]], rollout_logprobs=[[-1.0]], advantages=[2.0])
-    assert get_method("test_halved").coefficients(batch).tolist() == [0.5]
+    try:
+        assert get_method("test_halved").coefficients(batch).tolist() == [0.5]
+        described = {row.name: row for row in describe_methods()}["test_halved"]
+        assert (described.formula, described.traps, described.summary) == (
+            "",
+            (),
+            "Half of everything: phi = 1/2.",
+        )
+    finally:
+        methods._entries.pop("test_halved")
 
 
 def test_a_batch_refuses_what_does_not_line_up() -> None:

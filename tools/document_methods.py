@@ -1,0 +1,121 @@
+"""Writes docs/methods.md from what the code says of its methods.
+
+    python tools/document_methods.py
+
+A test fails where the page and the code differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mismatch_probe.weights import FRAMEWORKS, MethodDescription, describe_methods
+
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+
+INTRODUCTION = """\
+# Corrections
+
+Every correction here is a coefficient phi on A grad log pi(y_t): `get_method(name).coefficients(batch)` gives it, one per
+token, and `.loss(batch)` is the policy loss with just that gradient. Symbols: pi is the policy that is differentiated
+(train), mu the one that sampled (rollout), pi_old the trainer's at the rollout's weights (old). rho is a token's ratio, W
+the product over a response, s = W^(1/T). What a method *reads* decides what it can see: with pi_old recomputed by the
+trainer pi / pi_old holds the update alone, and the mismatch is in pi_old / mu.
+
+    from mismatch_probe.weights import Batch, describe_methods, get_method, get_method_as_coded
+
+    get_method("vespo", k_pos=2.0)                 # the paper's formula and defaults
+    get_method("geo_rs", variant="verl")           # one difference of one code
+    get_method_as_coded("verl", "geo_rs")          # every difference of that code, and its defaults
+    describe_methods()                             # this page as data
+
+A **variant** is a value of a hyperparameter that is a word (`variant`, `scope`, `weighting`, `reads`, ...): one difference
+between the paper and a code, or between two codes. **As coded** is a set of them: what a framework's own code does by
+default under that name. All arithmetic on log-ratios is in float64, whatever the inputs are; phi saturates at exp(690).
+
+The page is written by `tools/document_methods.py` from the docstrings of `mismatch_probe/weights`.
+"""
+
+DECOUPLED = """\
+PPO(r) is r where PPO's clip has a gradient, else 0. Methods with that factor share the hyperparameters `eps_low`,
+`eps_high`, `dual_c` (largest r for A < 0) and `clamp` (no gradient where |log r| is larger); they are left out of the
+column of defaults where they are 0.2, 0.2, none and none.
+"""
+
+AS_CODED = """\
+What `get_method_as_coded(framework, name)` changes of the defaults above. Where a framework leaves a number to the user the
+one of its examples or ours stands. Read in the source of these versions: """
+
+_SHARED: dict[str, float | None] = {"eps_low": 0.2, "eps_high": 0.2, "dual_c": None, "clamp": None}
+
+
+def page() -> str:
+    """The whole page, Markdown."""
+    rows = describe_methods()
+    return "\n".join(
+        [
+            INTRODUCTION,
+            f"## All {len(rows)} methods\n",
+            DECOUPLED,
+            *table(
+                ("name", "phi", "reads", "level", "defaults", "source"),
+                ((f"`{r.name}` {r.label}", r.formula, r.reads, r.level, defaults(r), r.source) for r in rows),
+            ),
+            "\n## Traps\n",
+            *table(("name", "trap"), ((f"`{row.name}`", trap) for row in rows for trap in row.traps)),
+            "\n## Variants\n",
+            *table(
+                ("name", "give it", "and it is"),
+                (
+                    (
+                        f"`{row.name}`",
+                        f'`{v.parameter}="{v.value}"`' + (" (default)" if v.default else ""),
+                        v.meaning,
+                    )
+                    for row in rows
+                    for v in row.variants
+                ),
+            ),
+            "\n## As coded\n",
+            AS_CODED + ", ".join(f"`{key}` {version}" for key, version in FRAMEWORKS.items()) + ".\n",
+            *table(
+                ("framework", "name", "hyperparameters"),
+                (
+                    (framework, f"`{row.name}`", values(row.frameworks[framework]) or "the defaults")
+                    for framework in FRAMEWORKS
+                    for row in rows
+                    if framework in row.frameworks
+                ),
+            ),
+            "",
+        ]
+    )
+
+
+def defaults(row: MethodDescription) -> str:
+    """The numbers among its hyperparameters; words are variants."""
+    words = {variant.parameter for variant in row.variants}
+    shared = _SHARED if "dual_c" in row.parameters else {"clamp": None}
+    return values(
+        {
+            key: value
+            for key, value in row.parameters.items()
+            if key not in words and not (key in shared and shared[key] == value)
+        }
+    )
+
+
+def values(parameters: dict[str, float | str | None]) -> str:
+    """Hyperparameters in one line."""
+    return ", ".join(f"{key} {'none' if value is None else value}" for key, value in parameters.items())
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
