@@ -66,15 +66,17 @@ class Listener(SilentWatcher):
         self.started.append((stage, total_sequences, done_sequences, detail))
 
 
-@pytest.fixture(autouse=True)
-def planted_scorer(tmp_path, monkeypatch):
-    packages = tmp_path / "packages"
+@pytest.fixture(scope="module", autouse=True)
+def planted_scorer(tmp_path_factory):
+    packages = tmp_path_factory.mktemp("planted") / "packages"
     info = packages / "planted-1.dist-info"
     info.mkdir(parents=True)
     (packages / "planted_scorer.py").write_text(SCORER)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[mismatch_probe.scorers]\nplanted = planted_scorer\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(packages), *sys.path]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(packages), *sys.path]))
+        yield
 
 
 def checkpoint(folder: Path, kl: float, **changes: int) -> Path:
@@ -87,11 +89,10 @@ def checkpoint(folder: Path, kl: float, **changes: int) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(tmp_path):
+def scored_run(folder):
     """A scored run of two parts, its own weights in the folder `own`; mu is pi_old."""
-    own = checkpoint(tmp_path / "own", 0.0)
-    directory = RunDirectory(tmp_path / "run")
+    own = checkpoint(folder / "own", 0.0)
+    directory = RunDirectory(folder / "run")
     per_part = PROMPTS * SAMPLES // PARTS
     for part in range(PARTS):
         ids = list(range(part * per_part, (part + 1) * per_part))
@@ -127,10 +128,40 @@ def run(tmp_path):
     return directory
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A folder with a scored run, its own weights, and checkpoints of updates that wander: KL 1e-4 a step."""
+    folder = tmp_path_factory.mktemp("run")
+    scored_run(folder)
+    for k in (4, 16):
+        checkpoint(folder / f"step-{k}", KL_PER_STEP * k)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(planted):
+    return [(None, planted / "step-4"), (None, planted / "step-16")]
+
+
+@pytest.fixture(scope="module")
+def measured(planted, checkpoints):
+    """The run after its staleness was measured, by four workers; what was told of it; what was found."""
+    run = RunDirectory(planted / "measured")
+    shutil.copytree(planted / "run", run.path)
+    watcher = Listener()
+    return run, watcher, measure_staleness(run, checkpoints, watcher)
+
+
 @pytest.fixture
-def checkpoints(tmp_path):
-    """Updates that wander: KL 1e-4 a step."""
-    return [(None, checkpoint(tmp_path / f"step-{k}", KL_PER_STEP * k)) for k in (4, 16)]
+def run(measured, tmp_path):
+    """A copy of the measured run, for a test to spoil."""
+    return RunDirectory(Path(shutil.copytree(measured[0].path, tmp_path / "run")))
+
+
+@pytest.fixture
+def unmeasured(planted, tmp_path):
+    """A copy of the run as it was scored."""
+    return RunDirectory(Path(shutil.copytree(planted / "run", tmp_path / "unmeasured")))
 
 
 def change(run, **changes):
@@ -138,9 +169,8 @@ def change(run, **changes):
     run.write_manifest({**manifest, **{key: {**manifest[key], **value} for key, value in changes.items()}})
 
 
-def test_the_planted_staleness_is_measured_written_and_read_back(run, checkpoints):
-    watcher = Listener()
-    fit = measure_staleness(run, checkpoints, watcher)
+def test_the_planted_staleness_is_measured_written_and_read_back(measured):
+    run, watcher, fit = measured
     assert fit.model.growth == pytest.approx(1, abs=0.05)
     assert fit.model.kl_per_step == pytest.approx(KL_PER_STEP, rel=0.1)
     assert [point.kl_movement.value for point in fit.points] == pytest.approx([4e-4, 1.6e-3], rel=0.1)
@@ -160,8 +190,8 @@ def test_the_planted_staleness_is_measured_written_and_read_back(run, checkpoint
     assert not list(run.path.rglob("*.partial"))
 
 
-def test_what_is_there_is_kept_and_only_what_is_missing_is_scored(run, checkpoints):
-    first = measure_staleness(run, checkpoints, SilentWatcher())
+def test_what_is_there_is_kept_and_only_what_is_missing_is_scored(run, measured, checkpoints):
+    first = measured[2]
     again = Listener()
     assert measure_staleness(run, checkpoints, again) == first
     assert again.started == []
@@ -172,7 +202,6 @@ def test_what_is_there_is_kept_and_only_what_is_missing_is_scored(run, checkpoin
 
 
 def test_other_weights_under_the_same_steps_are_scored_anew(run, checkpoints, tmp_path):
-    measure_staleness(run, checkpoints, SilentWatcher())
     moved = [(4, checkpoint(tmp_path / "other" / "step-4", 8e-4)), checkpoints[1]]
     watcher = Listener()
     fit = measure_staleness(run, moved, watcher)
@@ -180,8 +209,8 @@ def test_other_weights_under_the_same_steps_are_scored_anew(run, checkpoints, tm
     assert fit.points[0].kl_movement.value == pytest.approx(8e-4, rel=0.1)
 
 
-def test_the_runs_own_weights_move_nothing(run, checkpoints, tmp_path):
-    copy = shutil.copytree(tmp_path / "own", tmp_path / "copy")
+def test_the_runs_own_weights_move_nothing(run, planted, checkpoints, tmp_path):
+    copy = shutil.copytree(planted / "own", tmp_path / "copy")
     fit = measure_staleness(run, [*checkpoints, (2, copy)], SilentWatcher())
     (own,) = [point for point in fit.points if point.steps == 2]
     assert (own.kl.value, own.std_log_weight.value, own.fitted) == (0.0, 0.0, False)
@@ -208,8 +237,8 @@ def test_a_change_of_the_scorers_version_is_said(run, checkpoints):
     )
 
 
-def test_zero_steps_are_left_out_and_said(run, checkpoints, tmp_path):
-    start = shutil.copytree(tmp_path / "own", tmp_path / "step-0")
+def test_zero_steps_are_left_out_and_said(run, planted, checkpoints, tmp_path):
+    start = shutil.copytree(planted / "own", tmp_path / "step-0")
     fit = measure_staleness(run, [(None, start), checkpoints[1]], SilentWatcher())
     assert [point.steps for point in fit.points] == [16]
     assert any(note.startswith("step-0: 0 steps") for note in fit.notes)
@@ -242,22 +271,22 @@ def test_a_name_that_may_mean_something_else_is_refused_with_the_mend(tmp_path, 
     assert resolve_checkpoint(0.5, folder).label == "0.5"
 
 
-def test_what_is_no_checkpoint_of_the_runs_model_is_refused(run, tmp_path):
+def test_what_is_no_checkpoint_of_the_runs_model_is_refused(unmeasured, tmp_path):
     wrong = {
         "vocab_size is 33, the run's is 32": checkpoint(tmp_path / "a" / "step-1", 1e-4, vocab_size=33),
         "rope_theta is 10": checkpoint(tmp_path / "b" / "step-1", 1e-4, rope_theta=10),
         "does not exist": tmp_path / "c" / "step-1",
-        "has no config.json": run.path,
+        "has no config.json": unmeasured.path,
     }
     for message, folder in wrong.items():
         with pytest.raises(ConfigError, match=message):
-            measure_staleness(run, [(1, folder)], SilentWatcher())
+            measure_staleness(unmeasured, [(1, folder)], SilentWatcher())
     same = checkpoint(tmp_path / "d" / "step-1", 1e-4)
     with pytest.raises(ConfigError, match="same number of steps"):
-        measure_staleness(run, [(1, same), (None, same)], SilentWatcher())
+        measure_staleness(unmeasured, [(1, same), (None, same)], SilentWatcher())
     with pytest.raises(ConfigError, match="optimiser steps"):
-        measure_staleness(run, [(-1, same)], SilentWatcher())
-    assert not (run.path / "scores" / "stale").exists()
+        measure_staleness(unmeasured, [(-1, same)], SilentWatcher())
+    assert not (unmeasured.path / "scores" / "stale").exists()
 
 
 def test_a_run_that_cannot_be_compared_with_is_refused(run, checkpoints):
@@ -275,18 +304,16 @@ def test_a_run_that_cannot_be_compared_with_is_refused(run, checkpoints):
         measure_staleness(run, checkpoints, SilentWatcher())
 
 
-def test_a_measured_staleness_is_of_one_run_only(run, checkpoints):
-    assert read_staleness(run) is None
-    fit = measure_staleness(run, checkpoints[1:], SilentWatcher())
+def test_a_measured_staleness_is_of_one_run_only(run, measured, unmeasured):
+    assert read_staleness(unmeasured) is None
     run.score_part("stale/16", 0).unlink()
-    assert read_staleness(run) == fit
+    assert read_staleness(run) == measured[2]
     assert read_staleness(run).updates is None
     change(run, model={"weights_sha256": "other"})
     assert read_staleness(run) is None
 
 
-def test_a_damaged_file_is_said_to_be_damaged(run, checkpoints):
-    measure_staleness(run, checkpoints[1:], SilentWatcher())
+def test_a_damaged_file_is_said_to_be_damaged(run):
     path = run.path / "staleness.json"
     held = json.loads(path.read_text())
     for content, message in (
