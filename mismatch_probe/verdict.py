@@ -223,20 +223,40 @@ def _routing(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
 
 
 def _weights(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
-    for method in ((result["weights"] or {}).get("methods") or {}).values():
-        label = method["label"]
+    """One finding for all corrections that shift the signs, and one for all that drop much."""
+    shifted, dropping = [], []
+    for name, method in (result["weights"] or {}).items():
+        if not isinstance(method, Mapping) or method.get("available") is False:
+            continue
+        label = method.get("label", name)
         ratio = _value(method, "mass_ratio")
         if ratio is not None and not bars.sign_balance <= ratio <= 1 / bars.sign_balance:
-            yield finding(
-                "MP501", "warning", f"{label} weighs negative advantages {ratio:.3g} times as much as positive ones",
-                observed=ratio, bar=bars.sign_balance, unit="ratio", n=result["sequence"]["num_sequences"],
-            )  # fmt: skip
+            low, high = (method["mass_ratio"].get(key) for key in ("ci_low", "ci_high"))
+            # With so many corrections one is always odd by chance: only what its interval carries counts.
+            if low is not None and high is not None and not low <= 1.0 <= high:
+                shifted.append((min(ratio, 1 / ratio if ratio else 0.0), ratio, label))
         kept = _value(method, "kept_fraction")
         if kept is not None and kept < bars.kept_fraction:
-            yield finding(
-                "MP502", "warning", f"{label} keeps {100 * kept:.3g} % of the tokens",
-                observed=kept, bar=bars.kept_fraction, unit="share of tokens", n=result["token"]["num_tokens"],
-            )  # fmt: skip
+            dropping.append((kept, label))
+    if shifted:
+        _, ratio, label = min(shifted)
+        yield finding(
+            "MP501", "warning", f"{label} weighs negative advantages {ratio:.3g} times as much as positive ones"
+            + _others([f"{other} {value:.3g}" for _, value, other in sorted(shifted)[1:]]),
+            observed=ratio, bar=bars.sign_balance, unit="ratio", n=result["sequence"]["num_sequences"],
+        )  # fmt: skip
+    if dropping:
+        kept, label = min(dropping)
+        yield finding(
+            "MP502", "warning", f"{label} keeps {100 * kept:.3g} % of the tokens"
+            + _others([f"{other} {100 * value:.3g} %" for value, other in sorted(dropping)[1:]]),
+            observed=kept, bar=bars.kept_fraction, unit="share of tokens", n=result["token"]["num_tokens"],
+        )  # fmt: skip
+
+
+def _others(named: list[str]) -> str:
+    """A clause that names the rest, so that one finding speaks for all."""
+    return f" (beyond the bar too: {', '.join(named)})" if named else ""
 
 
 def _sentence(name: VerdictName, result: Mapping[str, Any], findings: list[Finding], bars: Bars) -> str:

@@ -53,12 +53,12 @@ def choose_correction(result: Mapping[str, Any]) -> Choice:
     if look_up(result, "token.exact"):
         because = "the two sides agree in every bit on these tokens"
         return Choice("MP901", "ppo_clip", {}, "pi/pi_old", "add no correction for mismatch", because, None)
-    mass = read(result, "weights.methods.vespo.positive_mass")
-    ratio = read(result, "weights.methods.vespo.mass_ratio")
+    mass = read(result, "weights.vespo.positive_mass")
+    ratio = read(result, "weights.vespo.mass_ratio")
     code, against = _against_vespo(result, mass, ratio)
     if mass is not None and against is None:
         signs = "" if ratio is None else f", and {ratio.value:.3g} times that where A < 0"
-        assumed = look_up(result, "weights.methods.vespo.sign_basis") == "assumed"
+        assumed = look_up(result, "weights.vespo.sign_basis") == "assumed"
         basis = " (no advantages in this run: both signs tried on every response)" if assumed else ""
         because = f"its mean weight is {mass.value:.3g} where A > 0{signs}{basis}"
         action = "correct with VESPO, W = pi / mu"
@@ -96,7 +96,7 @@ def _against_vespo(
 
 
 def _vespo_parameters(result: Mapping[str, Any]) -> dict[str, float]:
-    simulated = look_up(result, "weights.methods.vespo.parameters") or {}
+    simulated = look_up(result, "weights.vespo.parameters") or {}
     return {name: float(simulated[name]) for name in _VESPO if isinstance(simulated.get(name), int | float)}
 
 

@@ -171,9 +171,9 @@ def _stay_away(result: Mapping[str, Any], choice: Choice) -> list[dict[str, Any]
     """Corrections that this drift breaks, so that nobody takes them up unawares."""
     bar = read(result, "bars.sign_balance")
     balance = _DEFAULT_BALANCE if bar is None else bar.value
-    actions = []
-    for name, method in sorted((look_up(result, "weights.methods") or {}).items()):
-        path = f"weights.methods.{name}.mass_ratio"
+    actions, broken = [], []
+    for name, method in sorted((look_up(result, "weights") or {}).items()):
+        path = f"weights.{name}.mass_ratio"
         ratio = read(result, path)
         if name == choice.method or ratio is None or balance <= ratio.value <= 1 / balance:
             continue
@@ -182,10 +182,16 @@ def _stay_away(result: Mapping[str, Any], choice: Choice) -> list[dict[str, Any]
         if low is None or high is None or low <= 1.0 <= high:
             continue
         label = method.get("label", name) if isinstance(method, Mapping) else name
-        because = (
-            f"on this drift it weighs negative advantages {ratio.value:.3g} times as much as positive ones"
-        )
-        actions.append(_act("MP501", f"do not feed {label} with pi / mu", because, ratio))
+        broken.append((min(ratio.value, 1 / ratio.value if ratio.value else 0.0), str(label), ratio))
+    if broken:
+        broken.sort(key=lambda item: item[:2])
+        _, worst, ratio = broken[0]
+        because = f"on this drift {worst} weighs negative advantages {ratio.value:.3g} times as much as positive ones"
+        if len(broken) > 1:
+            because += ", " + ", ".join(f"{label} {item.value:.3g} times" for _, label, item in broken[1:])
+        labels = [label for _, label, _ in broken]
+        named = labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} or {labels[-1]}"
+        actions.append(_act("MP501", f"do not feed {named} with pi / mu", because, ratio))
     horizon, longest = read(result, "sequence.length_law.horizon_tokens"), read(result, "sequence.max_length")
     if horizon is not None and longest is not None and longest.value > horizon.value:
         because = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -185,16 +185,19 @@ class _View:
         absolute = np.abs(phi)
         largest = np.maximum.reduceat(absolute, self.starts)
         relative = absolute / np.repeat(np.where(largest > 0, largest, 1.0), self.counts)
-        columns = (
-            np.add.reduceat(phi, self.starts),
-            np.add.reduceat(absolute, self.starts),
-            np.add.reduceat(np.square(relative), self.starts),
-            largest,
-            np.add.reduceat(((phi > kept_above) & self.mask).astype(np.float64), self.starts),
-            np.add.reduceat(((absolute <= EMPTY) & self.mask).astype(np.float64), self.starts),
+        return _Piece(
+            weight=self._total(phi),
+            size=self._total(absolute),
+            squares=self._total(np.square(relative)),
+            largest=largest[self.counted],
+            kept=self._total((phi > kept_above) & self.mask),
+            empty=self._total((absolute <= EMPTY) & self.mask),
+            binned=np.stack([np.bincount(place, phi[chosen], self.num_bins) for chosen, place in self.bins]),
         )
-        binned = np.stack([np.bincount(place, phi[chosen], self.num_bins) for chosen, place in self.bins])
-        return _Piece(*(column[self.counted] for column in columns), binned)
+
+    def _total(self, values: npt.NDArray[Any]) -> FloatArray:
+        """Sums over the tokens of each sequence that counts."""
+        return np.add.reduceat(values.astype(np.float64), self.starts)[self.counted]
 
 
 def _coefficients(method: WeightMethod, batch: Batch) -> FloatArray:

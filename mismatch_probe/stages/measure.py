@@ -16,12 +16,11 @@ from mismatch_probe.result import RESULT_SCHEMA_VERSION, to_json
 from mismatch_probe.stages.drift_sections import drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
+from mismatch_probe.stages.weights_section import weights_sections
 from mismatch_probe.trace.parts import write_json
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 from mismatch_probe.verdict import judge
-
-METHODS = ("vespo", "token_tis", "seq_tis", "gspo")
 
 
 def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         **drift_sections(trace, token_classes=_token_classes(manifest, trace)),
         "legs": to_json(legs_section(trace, legs)),
         "routing": to_json(_routing(manifest, trace, legs)),
-        "weights": to_json(_weights(trace)),
+        **weights_sections(run, trace, int(manifest["num_parts"])),
     }
     verdict = judge(result, bars)
     result.update(
@@ -105,21 +104,6 @@ def _routing(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> dict
         num_experts=int(model["num_experts"]),
         ordered=bool(details.get("routing_ordered")),
     )
-
-
-def _weights(trace: Trace) -> dict[str, Any]:
-    from mismatch_probe.simulate import simulate_methods
-
-    rollout = trace.rollout
-    responses = simulate_methods(
-        trace.logprobs("train/forward"),
-        rollout.logprobs,
-        rollout.offsets,
-        rollout.prompt_index,
-        rollout.advantage,
-        methods=METHODS,
-    )
-    return {"reads": "train/forward over rollout/decode (pi/mu)", "methods": responses}
 
 
 def _provenance(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def render_markdown(result: Json) -> str:
     blocks += [_text(report.subject), *_findings(report)]
     blocks += _section(report.section("legs"), ("steps",))
     blocks += _key_numbers(report)
-    blocks += _section(report.section("weights"), ("methods",))
+    blocks += _section(report.section("weights"), ("methods-main",))
     blocks += _section(report.section("routing"), ())
     blocks += _section(report.section("validity"), ())
     blocks += _section(report.section("recommendation"), ("actions", "settings"))
@@ -72,7 +72,7 @@ def _section(section: Section, tables: tuple[str, ...]) -> list[str]:
     if section.missing:
         return [*blocks, f"Not available: {_text(section.missing)}"]
     blocks.append(_text(section.lead))
-    for table in section.tables:
+    for table in section.brief or section.tables:
         if table.name in tables:
             blocks += _table(table)
     return blocks

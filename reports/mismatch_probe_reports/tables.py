@@ -100,6 +100,7 @@ class Section:
         figures: Names of its figures.
         notes: Sentences after the tables.
         missing: Why the whole part is not there; empty when it is.
+        brief: Tables for views without room, which have these in place of `tables`; the page leaves them out.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Section:
     figures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     missing: str = ""
+    brief: tuple[Table, ...] = ()
 
 
 def estimate_cell(raw: object, write: Writer = fmt.number) -> Cell:

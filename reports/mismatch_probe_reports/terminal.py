@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STYLES = {"pass": "green", "fail": "red", "warn": "yellow", "info": "cyan", "exact": "cyan", "muted": "dim"}
 NARROW, COMMON = 80, 125
 # Parts with a table on the terminal; the page has all of them.
-SECTION_TABLES = {"legs": ("steps",), "weights": ("methods",)}
+SECTION_TABLES = {"legs": ("steps",), "weights": ("methods-main",)}
 
 
 def render_terminal(result: Json, console: Console) -> None:
@@ -105,7 +105,7 @@ def _section(section: Section, width: int) -> list[RenderableType]:
     if section.missing:
         return _line(section)
     items: list[RenderableType] = []
-    for table in section.tables:
+    for table in section.brief or section.tables:
         if table.name in SECTION_TABLES[section.name]:
             items += _table(section.title, table, width)
     if section.lead:

@@ -11,6 +11,11 @@ def estimate(value, n=1000):
     return {"value": value, "ci_low": None, "ci_high": None, "n": n}
 
 
+def sure(value):
+    """An estimate whose interval is narrow."""
+    return {**estimate(value), "ci_low": 0.9 * value, "ci_high": 1.1 * value}
+
+
 def result(**changes):
     """A healthy run; `changes` are dotted paths with __ for dots."""
     base = {
@@ -31,7 +36,7 @@ def result(**changes):
             "length_law": {"horizon_tokens": 10_000}, "max_length": 200,
         },
         "routing": {"available": True, "num_tokens": 5000, "set_agreement": estimate(0.98), "replay": {"explained": estimate(0.8)}},
-        "weights": {"methods": {}},
+        "weights": {},
     }  # fmt: skip
     changed = copy.deepcopy(base)
     for path, value in changes.items():
@@ -137,9 +142,9 @@ def test_a_failed_validity_check_is_drift_and_a_lattice_is_a_note():
         ({"routing__replay__explained": estimate(0.1)}, "MP403", "info"),
         ({"provenance__model__is_random": True}, "MP903", "info"),
         ({"provenance__has_advantages": False}, "MP904", "info"),
-        ({"weights__methods": {"gspo": {"label": "GSPO", "mass_ratio": estimate(0.3), "kept_fraction": estimate(0.9)}}},
+        ({"weights": {"gspo": {"label": "GSPO", "mass_ratio": sure(0.3), "kept_fraction": estimate(0.9)}}},
          "MP501", "warning"),
-        ({"weights__methods": {"gspo": {"label": "GSPO", "mass_ratio": estimate(1.0), "kept_fraction": estimate(0.2)}}},
+        ({"weights": {"gspo": {"label": "GSPO", "mass_ratio": estimate(1.0), "kept_fraction": estimate(0.2)}}},
          "MP502", "warning"),
     ],
 )  # fmt: skip
@@ -148,6 +153,28 @@ def test_each_finding_has_its_cause(changes, code, severity):
     verdict = judge(result(**changes), load_bars())
     assert code in codes(verdict, severity)
     assert (verdict.name == "drift") == (severity == "error")
+
+
+def test_many_corrections_make_one_finding_that_names_them_all():
+    def method(label, ratio, kept, **interval):
+        return {
+            "label": label,
+            "mass_ratio": {**estimate(ratio), **interval},
+            "kept_fraction": estimate(kept),
+        }
+
+    weights = {
+        "gspo": method("GSPO", 0.3, 0.9),
+        "opsm": method("OPSM", 0.05, 0.4),
+        "seq_is": method("sequence IS", 4.0, 1.0, ci_low=0.5, ci_high=9.0),
+        "luspo": method("LUSPO", 2.0, 0.2),
+        "odd": {"label": "Odd", "available": False, "reason": "needs more"},
+    }
+    found = {item.code: item for item in judge(result(weights=weights), load_bars()).findings}
+    assert found["MP501"].observed == 0.05 and found["MP502"].observed == 0.2
+    assert "OPSM weighs" in found["MP501"].detail and "GSPO 0.3, LUSPO 2" in found["MP501"].detail
+    assert "sequence IS" not in found["MP501"].detail  # its interval reaches 1
+    assert "LUSPO keeps 20 %" in found["MP502"].detail and "OPSM 40 %" in found["MP502"].detail
 
 
 def test_errors_come_first():

@@ -99,8 +99,10 @@ def test_the_run_is_a_policy_worth_learning_from(embedded):
 
 
 def test_every_method_is_simulated(embedded):
-    methods = embedded.result["weights"]["methods"]
-    assert set(methods) == {"vespo", "token_tis", "seq_tis", "gspo"}
+    from mismatch_probe.weights import available_methods
+
+    methods = embedded.result["weights"]
+    assert set(methods) == set(available_methods())
     for method in methods.values():
         assert 0 < method["ess"]["value"] <= 1
         assert 0 <= method["kept_fraction"]["value"] <= 1

@@ -155,14 +155,12 @@ def measure(
         **drift_sections(stand_in, token_classes=trace.token_classes()),
         "legs": to_json(legs_section(stand_in, legs)),
         "routing": to_json(routing),
-        "weights": {
-            "reads": "train/forward over rollout/decode (pi/mu)",
-            "methods": to_json(
-                simulate_methods(
-                    train, rollout.logprobs, *spans, rollout.advantage, methods=methods, resamples=100
-                )
-            ),
-        },
+        "weights_reads": "train/forward over rollout/decode (pi/mu)",
+        "weights": to_json(
+            simulate_methods(
+                train, rollout.logprobs, *spans, rollout.advantage, methods=methods, resamples=100
+            )
+        ),
     }
     return judged(result)
 
@@ -254,13 +252,16 @@ def _measured(name: str) -> Result:
     if name == "extreme":
         drift = Drift(1e-4, 6.0, 0.02, 1e-3, outliers=0.05)
         return measure(SyntheticTrace(drift, prompts=24, samples=2, longest=96), moe=True)
-    methods = ("vespo", "token_tis", "seq_tis", "gspo", "ppo_clip", "icepop", "seq_is", "sapo")
+    methods = (
+        *("vespo", "token_tis", "seq_tis", "gspo", "ppo_clip", "icepop", "seq_is", "sapo"),
+        *("luspo", "geo_rs", "topr", "opsm"),
+    )
     drift = Drift(0.02, 0.08, 0.07, 0.015, outliers=0.004)
     return measure(SyntheticTrace(drift, prompts=32, samples=4, longest=160), moe=True, methods=methods)
 
 
 def drifting() -> Result:
-    """A mixture of experts that drifts, all legs, eight methods."""
+    """A mixture of experts that drifts, all legs, twelve methods."""
     return copy.deepcopy(_measured("drifting"))
 
 
@@ -311,7 +312,7 @@ def hostile() -> Result:
     largest = max(result["legs"]["steps"], key=lambda step: (step["role"] == "chain", step["k3"]["value"]))
     largest.update({"from": HOSTILE, "meaning": HOSTILE * 3})
     result["legs"]["floor"]["source"] = HOSTILE
-    result["weights"]["methods"][HOSTILE] = {**result["weights"]["methods"].pop("vespo"), "label": HOSTILE}
+    result["weights"][HOSTILE] = {**result["weights"].pop("vespo"), "label": HOSTILE}
     result["recommendation"]["summary"] = HOSTILE
     result["token"]["dashboards"][0] = {
         "framework": HOSTILE,

@@ -13,7 +13,8 @@ def test_files_are_where_the_contract_says(tmp_path: Path) -> None:
     assert files.html == tmp_path / "report.html"
     assert [path.relative_to(tmp_path).as_posix() for path in files.figures] == [
         "figures/waterfall.png", "figures/token_probability.png", "figures/ecdf.png",
-        "figures/log_weight_length.png", "figures/weights.png",
+        "figures/log_weight_length.png", "figures/weights.png", "figures/weight_curves_sequence.png",
+        "figures/weight_curves_token.png",
     ]  # fmt: skip
     assert [str(skipped) for skipped in files.skipped] == [
         "figure routing left out: tiny-dense is a dense model: it has no experts"

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from mismatch_probe_reports.figures import (
     ecdf,
     log_weight_length,
     routing,
     token_probability,
     waterfall,
+    weight_curves,
     weights,
 )
 from mismatch_probe_reports.figures.canvas import Missing, Plot
 from mismatch_probe_reports.reading import Json
 
-SOURCES = (waterfall, token_probability, ecdf, log_weight_length, weights, routing)
+
+class Source(Protocol):
+    """Something that makes one figure of a result: a module, or one of several figures of a module."""
+
+    def prepare(self, result: Json, /) -> Plot | Missing:
+        """Read what is needed and return the plot, or why there is none."""
+        ...
+
+
+SOURCES: tuple[Source, ...] = (
+    waterfall,
+    token_probability,
+    ecdf,
+    log_weight_length,
+    weights,
+    weight_curves.SEQUENCES,
+    weight_curves.TOKENS,
+    routing,
+)
 
 
 def prepare_figures(result: Json) -> tuple[Plot | Missing, ...]:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 CAPTION_WIDTH = 150
 CAPTION_LINE_INCHES = 0.2
 HEAD_INCHES = 0.45
-# Markup but no text content: numbers there are coordinates, of which a thousandth of a point is enough.
+# Markup but no text content: numbers there are coordinates, of which a hundredth of a point is enough.
 _TAG = re.compile(r"<[a-z][^>]*>")
-_LONG_DECIMAL = re.compile(r"(?<![\w.#])-?\d+\.\d{4,}")
+_LONG_DECIMAL = re.compile(r"(?<![\w.#])-?\d+\.\d{3,}")
 FOOT_INCHES = 0.12
 
 
@@ -159,4 +159,4 @@ def _rename(svg: str, root: str) -> str:
 
 
 def _shortened(match: re.Match[str]) -> str:
-    return f"{float(match[0]):.3f}".rstrip("0").rstrip(".")
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +10,11 @@ from numpy.typing import NDArray
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.figures.canvas import Missing, Plot
 from mismatch_probe_reports.figures.style import LINE_STYLES, MARKERS, Palette, plain_ticks
+from mismatch_probe_reports.figures.weight_data import Curve, Spread, read_curve, read_spread
 from mismatch_probe_reports.reading import (
     Json,
     look_up,
     pick,
-    read_array,
     read_mapping,
     read_number,
     read_text,
@@ -31,38 +30,11 @@ NAME = "weights"
 TITLE = "Weights: coefficient phi against log W"
 HEIGHT_INCHES = 5.9
 MOST_METHODS = len(LINE_STYLES)
-DRAWABLE = 1e100
+PREFERRED = ("vespo", "gspo", "seq_tis", "geo_rs", "seq_mis", "topr", "opsm", "luspo", "k3_rs")
 # Higher coefficients than this leave the panel: plain importance weights would flatten every other curve.
 TOP_PHI = 6.0
 # Both mean coefficients together within this of 1.
 UNCHANGED = 2e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One method's response.
-
-    Attributes:
-        label: Name in the legend.
-        log_weight: Log W in nats [n].
-        positive: phi where A > 0 [n].
-        negative: phi where A < 0 [n].
-        continuous: True for a function of log W, False for means of this run's tokens in bins of log W.
-    """
-
-    label: str
-    log_weight: NDArray[np.float64]
-    positive: NDArray[np.float64]
-    negative: NDArray[np.float64]
-    continuous: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """This run's log-weights: edges [n + 1] in nats and counts [n]."""
-
-    edges: NDArray[np.float64]
-    counts: NDArray[np.float64]
 
 
 def prepare(result: Json) -> Plot | Missing:
@@ -70,65 +42,38 @@ def prepare(result: Json) -> Plot | Missing:
     weights = result.get("weights")
     if reason := why_absent(weights):
         return Missing(NAME, TITLE, reason)
-    methods = read_mapping(look_up(weights, "methods"))
+    methods = read_mapping(weights)
     chosen = read_text(look_up(result, "recommendation", "method"))
-    # The recommended method comes first, so that it is drawn whatever else is.
-    names = sorted(methods, key=lambda name: name != chosen)
-    curves = [curve for name in names if (curve := read_curve(name, read_mapping(methods[name]))) is not None]
+    # The recommended method comes first, so that it is drawn whatever else is; then those that frameworks ship.
+    names = sorted(methods, key=lambda name: (name != chosen, _rank(name)))
+    read = (read_curve(name, read_mapping(methods[name])) for name in names)
+    curves = [curve for curve in read if curve is not None and curve.over == "log_weight"]
     if not curves:
-        return Missing(NAME, TITLE, "no method has a response to draw")
+        return Missing(NAME, TITLE, "no method has a response to draw over log W")
     spread = read_spread(look_up(result, "sequence", "histogram"))
     drawn = curves[:MOST_METHODS]
     total = read_number(look_up(result, "sequence", "num_sequences")).value
     if total is None and spread is not None:
         total = float(spread.counts.sum())
     title = TITLE + (f" (n = {fmt.plural(int(total), 'sequence')}" if total else " (n not reported")
-    title += f"; {len(drawn)} of {len(curves)} methods drawn)" if len(drawn) < len(curves) else ")"
+    title += f"; {len(drawn)} of {len(curves)} methods of sequences)" if len(drawn) < len(curves) else ")"
 
     def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, drawn, spread)
 
-    return Plot(NAME, title, _caption(result, names, methods), HEIGHT_INCHES, draw)
+    scaled = {curve.label for curve in curves if curve.undisturbed() != 1.0}
+    named = {name: read_mapping(methods[name]) for name in names}
+    kept = {name: method for name, method in named.items() if method_label(name, method) not in scaled}
+    return Plot(NAME, title, _caption(kept), HEIGHT_INCHES, draw)
 
 
-def read_curve(name: str, method: Json) -> Curve | None:
-    """Read a method's curve, or its binned means where it is no function of log W; None where it has neither."""
-    for key, continuous in (("curve", True), ("points", False)):
-        raw = read_mapping(method.get(key))
-        log_weight, positive, negative = (
-            read_array(raw.get(part)) for part in ("log_weight", "positive", "negative")
-        )
-        if not len(log_weight):
-            continue
-        positive, negative = (
-            values if len(values) == len(log_weight) else np.full(len(log_weight), np.nan)
-            for values in (positive, negative)
-        )
-        usable = np.isfinite(log_weight) & (np.isfinite(positive) | np.isfinite(negative))
-        usable &= np.abs(log_weight) < DRAWABLE
-        if usable.any():
-            label = method_label(name, method) + ("" if continuous else " (means of this run)")
-            return Curve(label, log_weight[usable], positive[usable], negative[usable], continuous)
-    return None
+def _rank(name: str) -> int:
+    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
 
 
-def read_spread(raw: object) -> Spread | None:
-    """Read the histogram of log W; None where edges and counts do not fit together."""
-    edges, counts = read_array(look_up(raw, "edges")), read_array(look_up(raw, "counts"))
-    fits = (
-        len(edges) == len(counts) + 1
-        and len(counts) > 0
-        and bool(np.isfinite(edges).all() and np.isfinite(counts).all())
-    )
-    if not fits or bool(np.any(np.diff(edges) < 0)) or np.abs(edges).max() >= DRAWABLE or not counts.any():
-        return None
-    return Spread(edges, counts)
-
-
-def _caption(result: Json, names: list[str], methods: Json) -> str:
+def _caption(methods: dict[str, Json]) -> str:
     masses = []
-    for name in names:
-        method = read_mapping(methods[name])
+    for name, method in methods.items():
         positive, negative = pick(method, "positive_mass").value, pick(method, "negative_mass").value
         if positive is not None and negative is not None:
             masses.append(
@@ -151,11 +96,10 @@ def _caption(result: Json, names: list[str], methods: Json) -> str:
 def _span(curves: list[Curve], spread: Spread | None) -> tuple[float, float]:
     """Return the range of log W to show: the run's own with a margin, and 0."""
     if spread is not None:
-        filled = np.flatnonzero(spread.counts)
-        low, high = float(spread.edges[filled[0]]), float(spread.edges[filled[-1] + 1])
+        low, high = spread.span()
     else:
-        low = min(float(curve.log_weight.min()) for curve in curves)
-        high = max(float(curve.log_weight.max()) for curve in curves)
+        low = min(float(curve.grid.min()) for curve in curves)
+        high = max(float(curve.grid.max()) for curve in curves)
     low, high = min(low, 0.0), max(high, 0.0)
     margin = max(0.25 * (high - low), 0.05)
     return low - margin, high + margin
@@ -166,7 +110,7 @@ def _draw(figure: SubFigure, palette: Palette, curves: list[Curve], spread: Spre
     axes = figure.subplots(rows, 2, sharex=True, sharey="row", squeeze=False, height_ratios=[3.2, 1.0][:rows])
     low, high = _span(curves, spread)
     shown = [
-        values[(curve.log_weight >= low) & (curve.log_weight <= high)]
+        values[(curve.grid >= low) & (curve.grid <= high)]
         for curve in curves
         for values in (curve.positive, curve.negative)
     ]
@@ -197,14 +141,12 @@ def _draw_curve(
     values: NDArray[np.float64] = getattr(curve, sign)
     # Off-scale parts are drawn just above the panel: exp(log W) has no place in device coordinates.
     heights = np.clip(values, -top, 3 * top)
-    near = (curve.log_weight >= span[0] - (span[1] - span[0])) & (
-        curve.log_weight <= span[1] + (span[1] - span[0])
-    )
+    near = (curve.grid >= span[0] - (span[1] - span[0])) & (curve.grid <= span[1] + (span[1] - span[0]))
     style = LINE_STYLES[index] if curve.continuous else "none"
     spacing = max(1, int(near.sum()) // 12)
     hollow = index % 2 == 1 or not curve.continuous
     panel.plot(
-        curve.log_weight[near],
+        curve.grid[near],
         heights[near],
         color=palette.series[index],
         linestyle=style,
@@ -224,13 +166,12 @@ def _draw_spread(panel: Axes, palette: Palette, spread: Spread) -> None:
         centre = float(spread.edges[filled] + spread.edges[filled + 1]) / 2
         panel.vlines(centre, 0, spread.counts[filled], color=palette.foreground, linewidth=3)
     else:
-        panel.bar(
-            spread.edges[:-1],
+        panel.stairs(
             spread.counts,
-            widths,
-            align="edge",
+            spread.edges,
+            fill=True,
             facecolor=palette.fills[0],
             edgecolor=palette.foreground,
-            linewidth=0.5,
+            linewidth=0.6,
         )
     panel.set_ylim(0, float(spread.counts.max()) * 1.12)

@@ -68,7 +68,7 @@ def _settings(recommendation: Json, result: Json) -> dict[str, object]:
     settings: dict[str, object] = {}
     method = read_text(recommendation.get("method"))
     if method:
-        record = read_mapping(look_up(result, "weights", "methods", method))
+        record = read_mapping(look_up(result, "weights", method))
         label = method_label(method, record)
         settings["correction"] = label if label.lower() == method.lower() else f"{label} ({method})"
     parameters = read_mapping(recommendation.get("parameters"))

@@ -85,18 +85,17 @@ def build(
             "scatter": {"length": [length] * sequences, "log_weight": log_weight.tolist()},
         },
         "routing": routing,
+        "weights_reads": "pi/mu",
         "weights": to_json(
-            {
-                "reads": "pi/mu",
-                "methods": simulate_methods(
-                    rollout + log_ratio,
-                    rollout,
-                    offsets,
-                    np.arange(sequences) // 4,
-                    advantages,
-                    resamples=200,
-                ),
-            }
+            simulate_methods(
+                rollout + log_ratio,
+                rollout,
+                offsets,
+                np.arange(sequences) // 4,
+                advantages,
+                methods=("vespo", "token_tis", "seq_tis", "gspo"),
+                resamples=200,
+            )
         ),
         "bars": {"replay_explained": 0.5, "sign_balance": 0.8},
     }

@@ -20,8 +20,8 @@ def test_a_mild_drift_takes_vespo_and_names_the_number(make_result: Make) -> Non
     assert got["method"] == "vespo" and got["weight_reads"] == "pi/mu"
     assert got["parameters"] == {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0}
     action = next(a for a in got["actions"] if "VESPO, W" in a["action"])
-    assert action["measured"]["name"] == "weights.methods.vespo.positive_mass"
-    assert action["measured"]["value"] == result["weights"]["methods"]["vespo"]["positive_mass"]["value"]
+    assert action["measured"]["name"] == "weights.vespo.positive_mass"
+    assert action["measured"]["value"] == result["weights"]["vespo"]["positive_mass"]["value"]
 
 
 def test_a_drift_that_silences_vespo_takes_token_weights(make_result: Make) -> None:
@@ -114,13 +114,27 @@ def test_bit_equal_sides_need_no_correction(make_result: Make) -> None:
 def test_methods_that_this_drift_breaks_are_named(make_result: Make) -> None:
     """With kappa above its floor of 3e-4, GSPO fed with pi / mu drops negative samples and keeps positive ones."""
     actions = recommend(make_result(noise=0.1))["actions"]
-    assert any("GSPO" in a["action"] and a["measured"]["name"].endswith("gspo.mass_ratio") for a in actions)
+    away = next(a for a in actions if "GSPO" in a["action"])
+    assert away["action"].startswith("do not feed") and "GSPO" in away["because"]
+    assert away["measured"]["name"] == "weights.gspo.mass_ratio"
+
+
+def test_several_methods_that_this_drift_breaks_are_one_action(make_result: Make) -> None:
+    result = make_result(noise=0.1)
+    luspo = {**result["weights"]["gspo"], "label": "LUSPO"}
+    luspo["mass_ratio"] = {"value": 0.01, "ci_low": 0.0, "ci_high": 0.1, "n": 200}
+    result["weights"]["luspo"] = luspo
+    result["weights"]["odd"] = {"label": "Odd", "available": False, "reason": "it failed"}
+    away = [a for a in recommend(result)["actions"] if a["code"] == "MP501" and "feed" in a["action"]]
+    assert [a["action"] for a in away] == ["do not feed LUSPO or GSPO with pi / mu"]
+    assert away[0]["measured"] == {"name": "weights.luspo.mass_ratio", "value": 0.01}
+    assert "GSPO 0.6" in away[0]["because"]
 
 
 def test_a_shift_that_the_interval_does_not_carry_is_not_claimed(make_result: Make) -> None:
     for changes in ({"ci_high": 1.2}, {"ci_low": None, "ci_high": None}):
         result = make_result(noise=0.1)
-        result["weights"]["methods"]["gspo"]["mass_ratio"].update(changes)
+        result["weights"]["gspo"]["mass_ratio"].update(changes)
         assert not any("GSPO" in a["action"] for a in recommend(result)["actions"])
 
 
