@@ -47,6 +47,17 @@ AS_CODED = """\
 What `get_method_as_coded(framework, name)` changes of the defaults above. Where a framework leaves a number to the user the
 one of its examples or ours stands. Read in the source of these versions: """
 
+MISSING = """\
+## What is not here
+
+- Signals that are no multiple of A, or whose numbers were not published, are functions in `mismatch_probe.weights.signals`:
+  DRO and Kimi's quadratic penalty, OAPL, CIS, Jackpot's budgeted rejection, MinPRO's prefix minimum.
+- verl `rollout_rs` of token_k2, token_k3, seq_sum_k2, seq_sum_k3, seq_max_* and lists of several; `clip_cov`, `kl_cov`.
+- OpenRLHF gating by total variation, and by divergences averaged over a response; AReaL metric=kl_k1 and kl_k2, agg=max.
+- ROLL's segments (agent turns) and its filters of probability differences; ms-swift loss_type fipo and real.
+- Score centering and top-k divergences, which need more of the logits than the sampled token's.
+"""
+
 _SHARED: dict[str, float | None] = {"eps_low": 0.2, "eps_high": 0.2, "dual_c": None, "clamp": None}
 
 
@@ -88,6 +99,8 @@ def page() -> str:
                     if framework in row.frameworks
                 ),
             ),
+            "",
+            MISSING.rstrip(),
             "",
         ]
     )

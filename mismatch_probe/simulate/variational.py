@@ -27,6 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 
 _LOG_CEILING = 690.0
 _MAX_RATE = 1e12
+_LARGEST = 1e150
 # Rates beyond this times the fitted one are not tried as upper ends.
 _MAX_STRETCH = 1e4
 
@@ -40,7 +41,7 @@ class Tilt:
     Attributes:
         alpha: c1, the power.
         rate: c2 = lambda.
-        mass: Z = mean of phi, with phi(1) = 1: the share of the signal that is left.
+        mass: Z = mean of phi, with phi(1) = 1: the share of the signal that is left. phi saturates at 1e150 here.
         mean_weight: E_Q[W].
         ess: Kish effective sample size of phi as a fraction.
         peak_weight: W at which phi is largest, c1 / c2; None at rate 0, where phi has no peak.
@@ -97,7 +98,7 @@ def solve_rate(
 
     if alpha < 0 or budget <= 0:
         raise ConfigError(f"alpha = {alpha:g} must be at least 0 and the budget {budget:g} above 0")
-    log_w = np.asarray(log_weight, dtype=np.float64)
+    log_w = np.minimum(np.asarray(log_weight, dtype=np.float64), _LOG_CEILING)
     if counts is not None:
         log_w, counts = log_w[np.asarray(counts) > 0], np.asarray(counts)[np.asarray(counts) > 0]
     if len(log_w) == 0:
@@ -233,10 +234,12 @@ def tilt(log_weight: npt.ArrayLike, alpha: float, rate: float) -> Tilt:
     log_w = np.asarray(log_weight, dtype=np.float64)
     if len(log_w) == 0:
         raise InconclusiveError("no sequence to weigh")
-    phi = kernel(log_w, alpha, rate)
-    second = float(np.square(phi).mean())
-    mass = float(phi.mean())
+    # At rates in the hundreds phi passes any power of ten below W = 1; its square must stay a number.
+    phi = np.minimum(kernel(log_w, alpha, rate), _LARGEST)
+    mass, second = float(phi.mean()), float(np.square(phi).mean())
     mean_weight = tilted_mean(log_w, alpha, rate)
+    below = np.minimum(log_w, _LOG_CEILING)
+    share = _log_share(below, np.exp(np.maximum(below, -745.0)), alpha, rate, None)
     constants = kernel_constants(alpha, rate) if rate > 0 else None
     largest = constants.variance_constant if constants is not None else None
     return Tilt(
@@ -244,18 +247,18 @@ def tilt(log_weight: npt.ArrayLike, alpha: float, rate: float) -> Tilt:
         rate=rate,
         mass=mass,
         mean_weight=mean_weight,
-        ess=mass * mass / second if second > 0 else 0.0,
+        ess=1.0 / (len(share) * float(np.square(share).sum())),
         peak_weight=None if constants is None else constants.peak_weight,
         variance_constant=largest,
         second_moment=second,
-        bound=None if largest is None else mass * largest * mean_weight,
+        bound=None if largest is None else min(mass * largest * mean_weight, _LARGEST**2),
     )
 
 
 def _log_share(
     log_w: FloatArray, weight: FloatArray, alpha: float, rate: float, counts: npt.ArrayLike | None
 ) -> FloatArray:
-    exponent = alpha * log_w - rate * weight
+    exponent = alpha * log_w - rate * np.minimum(weight, 1e300 / max(rate, 1.0))
     share = np.exp(np.maximum(exponent - exponent.max(), -745.0))
     if counts is not None:
         share = share * np.asarray(counts, dtype=np.float64)

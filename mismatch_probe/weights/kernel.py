@@ -27,12 +27,12 @@ def kernel(log_weight: npt.ArrayLike, c1: float, c2: float) -> FloatArray:
         c2: Rate of the exponential, above 0.
 
     Returns:
-        phi, float64, the shape of `log_weight`.
+        phi, float64, the shape of `log_weight`; saturates at exp(690), which only rates in the hundreds reach.
     """
     log_w = np.asarray(log_weight, dtype=np.float64)
     # An exponent below -745 is 0 in float64; clipping it there keeps numpy from warning of underflow.
     exponent = c1 * log_w - c2 * np.expm1(np.minimum(log_w, _LOG_W_CEILING))
-    return np.asarray(np.where(exponent > -745.0, np.exp(np.maximum(exponent, -745.0)), 0.0))
+    return np.asarray(np.where(exponent > -745.0, np.exp(np.clip(exponent, -745.0, _LOG_W_CEILING)), 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,16 @@ def kernel_constants(c1: float, c2: float) -> KernelConstants:
     if c1 < 0 or c2 <= 0:
         raise ConfigError(f"the kernel needs c1 >= 0 and c2 > 0, not {c1:g} and {c2:g}")
     peak_weight = c1 / c2
-    peak = float(np.exp(c1 * np.log(peak_weight) + c2 - c1)) if c1 > 0 else float(np.exp(c2))
+    peak = _saturating_exp(c1 * np.log(peak_weight) + c2 - c1 if c1 > 0 else c2)
     if c1 < 1:
         return KernelConstants(peak_weight, peak, None, None)
     steep = (c1 - 1.0) / c2
     power = (c1 - 1.0) * np.log(steep) if c1 > 1 else 0.0
-    return KernelConstants(peak_weight, peak, float(np.exp(power + c2 - c1 + 1.0)), steep)
+    return KernelConstants(peak_weight, peak, _saturating_exp(power + c2 - c1 + 1.0), steep)
+
+
+def _saturating_exp(exponent: float) -> float:
+    return float(np.exp(min(exponent, _LOG_W_CEILING)))
 
 
 def surrogate(weight: npt.ArrayLike, c1: float, c2: float) -> FloatArray:

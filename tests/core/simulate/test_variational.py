@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -15,7 +16,13 @@ from hypothesis.extra import numpy as hnp
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.simulate.gaussian import gaussian_response
-from mismatch_probe.simulate.variational import solve_rate, tilt, tilted_mean
+from mismatch_probe.simulate.variational import (
+    mean_weight_estimate,
+    rate_estimate,
+    solve_rate,
+    tilt,
+    tilted_mean,
+)
 
 POPULATIONS = json.loads((Path(__file__).parents[2] / "vectors" / "weights.json").read_text())["suites"][
     "lognormal_population"
@@ -131,3 +138,35 @@ def test_budgets_that_cannot_be_met_are_refused() -> None:
         solve_rate(np.array([0.0]), -1.0, 1.0)
     with pytest.raises(ConfigError):
         solve_rate(np.array([0.0]), 1.0, 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float64, st.integers(8, 40), elements=st.floats(-1e4, 1e4)),
+    st.floats(0, 5),
+    st.floats(1e-3, 1e3),
+)
+def test_any_weights_and_budget_give_numbers_or_a_refusal(
+    log_w: np.ndarray, alpha: float, budget: float
+) -> None:
+    clusters = np.arange(len(log_w)) // 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            rate = rate_estimate(log_w, clusters, alpha, budget, resamples=100)
+        except InconclusiveError:
+            return
+        got = tilt(log_w, alpha, rate.value)
+        held = mean_weight_estimate(log_w, clusters, alpha, rate.value, resamples=100)
+    numbers = [value for value in dataclasses.astuple(got) if value is not None]
+    assert np.all(np.isfinite(numbers)) and 0 < got.ess <= 1 + 1e-12
+    assert held.value == pytest.approx(got.mean_weight)
+    ends = [end for end in (rate.ci_low, rate.ci_high) if end is not None]
+    assert all(np.isfinite(end) and end >= 0 for end in ends)
+    assert rate.ci_low is None or rate.ci_low <= rate.value
+
+
+def test_effective_size_is_that_of_phi() -> None:
+    log_w = np.array([-2.0, -0.5, 0.3, 1.0])
+    phi = np.exp(2.0 * log_w - 3.0 * np.expm1(log_w))
+    assert tilt(log_w, 2.0, 3.0).ess == pytest.approx(phi.sum() ** 2 / (4 * (phi**2).sum()))
