@@ -12,6 +12,7 @@ from parity.conftest import Agree
 from parity.verl_side import loss_gradient
 
 from mismatch_probe.weights import WeightMethod, get_method, get_method_as_coded
+from mismatch_probe.weights.signals import penalised_coefficient
 
 AGGREGATIONS = (
     "token-mean",
@@ -153,6 +154,17 @@ def test_losses_without_a_method_are_what_is_said_of_them(agree: Agree) -> None:
         "kl_cov", tokens, bypass=True, policy_loss={"ppo_kl_coef": 1.0, "kl_cov_ratio": 0.5}
     )
     assert bool(((penalised - free).abs() * tokens.mask > 1e-4).any())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_dro(dtype: torch.dtype, agree: Agree) -> None:
+    """A signal that is no multiple of A, and so no method: the coefficient stands by itself."""
+    tokens = draw(dtype, mismatch=0.1, staleness=0.3)
+    theirs = loss_gradient("dro", tokens, policy_loss={"dro_beta": 0.5})
+    log_ratio = (tokens.train.detach().double() - tokens.old.double()).numpy()
+    coefficient = torch.from_numpy(penalised_coefficient(log_ratio, tokens.per_token.double().numpy(), 0.5))
+    ours = -(coefficient * tokens.mask / tokens.mask.sum())
+    agree("verl|`dro`|`penalised_coefficient`|token-mean", theirs, ours, _allowed("token-mean", dtype))
 
 
 def test_every_registered_loss_is_compared() -> None:
