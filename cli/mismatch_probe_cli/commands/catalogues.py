@@ -3,38 +3,85 @@
 from __future__ import annotations
 
 import difflib
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli.options import Format, FormatOption
+
 
 def explain(
-    code: Annotated[str, typer.Argument(help="A finding's code, such as MP201; `all` lists them.")],
+    code: Annotated[
+        str,
+        typer.Argument(
+            help="A finding's code (MP201) or a cause (stale-weights, MP640); `all` and `causes` list them."
+        ),
+    ],
+    output_format: FormatOption = Format.text,
 ) -> None:
-    """Says what a finding's code means and what to do.
+    """Says what a finding or a cause means, what shows it and what to do.
 
     **Examples**
 
     `mismatch-probe explain MP201`
 
-    `mismatch-probe explain all`
+    `mismatch-probe explain stale-weights --format markdown`
+
+    `mismatch-probe explain causes`
     """
+    from mismatch_probe.causes.catalogue import CAUSES
+    from mismatch_probe.findings import CATALOGUE
+
+    if code.lower() in ("all", "causes"):
+        titles = {} if code.lower() == "causes" else {name: entry.title for name, entry in CATALOGUE.items()}
+        titles |= {cause.code: f"{cause.id}: {cause.title}" for cause in CAUSES.values()}
+        _show_titles(titles, output_format)
+    elif code.upper() in CATALOGUE:
+        _show_finding(code.upper(), output_format)
+    else:
+        _show_cause(code, output_format)
+
+
+def _show_titles(titles: dict[str, str], output_format: Format) -> None:
+    if output_format is Format.json:
+        typer.echo(json.dumps(titles, indent=1))
+        return
+    start = "- " if output_format is Format.markdown else ""
+    for name, title in titles.items():
+        typer.echo(f"{start}{name}  {title}")
+
+
+def _show_finding(name: str, output_format: Format) -> None:
+    from mismatch_probe.findings import CATALOGUE
+
+    entry = CATALOGUE[name]
+    if output_format is Format.json:
+        typer.echo(json.dumps({"code": name, **asdict(entry)}, indent=1))
+        return
+    heading = f"# {name}: {entry.title}" if output_format is Format.markdown else f"{name}  {entry.title}"
+    typer.echo(f"{heading}\n\n{entry.meaning}\n\nWhat to do: {entry.advice}")
+
+
+def _show_cause(name: str, output_format: Format) -> None:
+    from mismatch_probe.causes.catalogue import CAUSES, cause_markdown, cause_page, find_cause
     from mismatch_probe.errors import ConfigError
     from mismatch_probe.findings import CATALOGUE
 
-    if code.lower() == "all":
-        for name, entry in CATALOGUE.items():
-            typer.echo(f"{name}  {entry.title}")
-        return
-    name = code.upper()
-    if name not in CATALOGUE:
-        nearest = difflib.get_close_matches(name, CATALOGUE, n=1)
+    try:
+        cause = find_cause(name)
+    except ConfigError as error:
+        nearest = difflib.get_close_matches(name.upper(), CATALOGUE, n=1)
+        nearest += difflib.get_close_matches(name.lower(), CAUSES, n=1)
         raise ConfigError(
-            f"unknown code {code!r}",
-            hint=f"did you mean {nearest[0]}?" if nearest else "mismatch-probe explain all",
-        )
-    entry = CATALOGUE[name]
-    typer.echo(f"{name}  {entry.title}\n\n{entry.meaning}\n\nWhat to do: {entry.advice}")
+            f"unknown code or cause {name!r}",
+            hint=f"did you mean {' or '.join(nearest)}?" if nearest else "mismatch-probe explain all",
+        ) from error
+    if output_format is Format.json:
+        typer.echo(json.dumps(asdict(cause), indent=1))
+    else:
+        typer.echo(cause_markdown(cause) if output_format is Format.markdown else cause_page(cause))
 
 
 def methods() -> None:

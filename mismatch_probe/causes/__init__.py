@@ -1,0 +1,1 @@
+"""Where drift comes from: the catalogue of causes, evidence, diagnosis, knobs."""
