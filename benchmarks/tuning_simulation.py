@@ -146,6 +146,8 @@ class Covered:
         return cls(100 * len(given) / len(drawn), 100 * float(np.mean(inside)) if given else np.nan)
 
     def __str__(self) -> str:
+        if not self.given:
+            return "-"
         return f"{self.covered:.1f}" + (f" ({self.given:.0f})" if self.given < 99.5 else "")
 
 
@@ -331,7 +333,7 @@ def document(budgets: list[BudgetRow], thresholds: list[ThresholdRow], replicate
     ]
     lines += [
         f"| {r.variance:g} | {r.prompts} | {r.alpha:g} | {r.budget:g} | {r.truth:.3f} | {r.median_rate:.3f} | {r.rate} "
-        f"| {r.population:.3f} | {r.held_out} | {r.met:.1f} |"
+        f"| {r.population:.3f} | {r.held_out} | {_percent(r.met)} |"
         for r in budgets
     ]
     lines += [
@@ -352,8 +354,12 @@ def document(budgets: list[BudgetRow], thresholds: list[ThresholdRow], replicate
     for r in thresholds:
         cells = ", ".join(f"{key} {r.truths[key]:.4g}: {r.thresholds[key]}" for key in r.truths)
         centre = "-" if r.centre_error is None else f"{100 * r.centre_error:+.1f}"
-        lines.append(f"| `{r.method}` | {r.target} | {r.prompts} | {cells} | {centre} | {r.met:.1f} |")
+        lines.append(f"| `{r.method}` | {r.target} | {r.prompts} | {cells} | {centre} | {_percent(r.met)} |")
     return "\n".join(lines) + "\n"
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.1f}"
 
 
 def main() -> None:

@@ -1,4 +1,10 @@
-"""Hyperparameters fitted to a measured drift, with intervals over prompts and a check on prompts left out of the fit."""
+"""Hyperparameters fitted to a measured drift, with intervals over prompts and a check on prompts left out of the fit.
+
+On drift of known law (`benchmarks/tuning_simulation.py`, docs/tuning-simulation.md; 16 to 128 prompts) the 95 %
+intervals of VESPO's rate hold the population's in 95-99 % of data sets and those of thresholds in 91-97 %; held-out
+prompts meet a tuned budget within the interval of the gap in 96 % or more, and a share or an effective size in 94 % or
+more.
+"""
 
 from __future__ import annotations
 
