@@ -17,14 +17,12 @@ import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.stats.layout import SequenceLayout, finite_array
-from mismatch_probe.stats.logspace import log_mean_exp
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MAX_SCALE = 2.0
 """A measured update is scaled up by this much at most, which is four times its KL."""
-_MAX_NORMALISED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,8 +155,10 @@ def update_at(
 
     With k0 steps at that checkpoint (nearest in log k), u its log-ratios and m the movement in them,
     u(k) = u + (f - 1) m - c |m| with f = (k / k0)^(growth / 2): KL is of second order in m, so that it grows as
-    k^growth. Rounding, u - m, is not scaled. c keeps the mean of pi_k / pi_old where it was measured (1 but for
-    noise); a token that the update did not move stays where it is. At a measured number of steps it is u.
+    k^growth. Rounding, u - m, is not scaled. c = f (f - 1) mean(m^2) / (2 mean|m|) keeps the mean of pi_k / pi_old
+    at 1 to second order: f m alone has the mean -f KL, a policy at f^2 KL has -f^2 KL. Squares and no
+    exponentials, since a single token of ratio 100 would decide those. A token that the update did not move
+    stays where it is. At a measured number of steps the result is u.
 
     Args:
         updates: What was measured; without `movement` all of u counts as movement.
@@ -192,8 +192,8 @@ def update_at(
     movement = measured if updates.movement is None else updates.movement[nearest]
     if scale == 1.0:
         return measured[chosen]
-    every = max(1, measured.size // _MAX_NORMALISED)
-    shift = _normaliser(measured[::every], movement[::every], scale)
+    size = np.abs(movement)
+    shift = scale * (scale - 1.0) * float(np.square(movement).mean()) / (2.0 * float(size.mean()))
     moved = movement[chosen]
     return np.asarray(measured[chosen] + (scale - 1.0) * moved - shift * np.abs(moved))
 
@@ -212,22 +212,3 @@ def draw_tokens(layout: SequenceLayout, length: int, generator: np.random.Genera
         pieces.append(np.arange(begin, end))
         missing -= end - begin
     return np.concatenate(pieces)
-
-
-def _normaliser(measured: FloatArray, movement: FloatArray, scale: float) -> float:
-    """The c of `update_at`, by Newton: where the log of the mean ratio, convex in c, is as measured."""
-    size = np.abs(movement)
-    target = log_mean_exp(measured)
-    scaled = measured + (scale - 1.0) * movement
-    shift = 0.0
-    for _ in range(30):
-        exponents = scaled - shift * size
-        weight = np.exp(exponents - exponents.max())
-        slope = float(weight @ size) / float(weight.sum())
-        if slope == 0.0:
-            break
-        step = (log_mean_exp(exponents) - target) / slope
-        shift += step
-        if abs(step) < 1e-12:
-            break
-    return shift
