@@ -191,7 +191,7 @@ def update_at(
     measured = updates.log_ratio[nearest]
     movement = measured if updates.movement is None else updates.movement[nearest]
     if scale == 1.0:
-        return measured[chosen]
+        return np.asarray(measured[chosen])
     size = np.abs(movement)
     shift = scale * (scale - 1.0) * float(np.square(movement).mean()) / (2.0 * float(size.mean()))
     moved = movement[chosen]
