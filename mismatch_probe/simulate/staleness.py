@@ -95,7 +95,7 @@ def fit_staleness(updates: MeasuredUpdates, *, notes: Sequence[str] = ()) -> Sta
     checkpoints that did not move, that one prompt carries, and, without a float32 reading, those whose KL is
     within `OVER_ROUNDING` times the mismatch's: BF16 rounds log-probabilities anew when weights change by any
     amount, so that a KL of the mismatch's size appears after the first step and does not grow.
-    With one checkpoint growth is taken as 1.
+    With one checkpoint, or where the interval of growth holds 0 and 1, growth is taken as 1.
 
     Args:
         updates: Checkpoints and mismatch.
@@ -114,20 +114,16 @@ def fit_staleness(updates: MeasuredUpdates, *, notes: Sequence[str] = ()) -> Sta
         )
     steps = np.array([points[i].steps for i in fitted])
     sums = table[:, [*fitted, table.shape[1] - 1]]
-    law = _Law(np.log(steps), _precision(sums))
     tokens = int(updates.mismatch.size)
+    growth, law = _growth(_Law(np.log(steps), _precision(sums)), sums, tokens)
     per_step = interval_from_table(sums, Statistic(law.kl_per_step, "log"), n=tokens)
-    growth = interval_from_table(sums, Statistic(law.growth), n=tokens)
-    said = [*notes, *_notes(updates, points)]
-    if len(fitted) == 1:
-        reason = "one checkpoint: growth is taken as 1"
-        growth = Estimate(1.0, None, None, tokens, reason)
-        said.append(reason)
-    if per_step.value is None or growth.value is None or not 0 < growth.value <= 4:
+    if per_step.value is None or growth.value is None:
         raise InconclusiveError(
-            f"the KL of the checkpoints does not grow with their steps (power {growth.value})",
-            hint="check that each checkpoint has the steps since the run's own weights",
+            "the KL of the checkpoints is not a number", hint="check their log-probabilities"
         )
+    said = [*notes, *_notes(updates, points)]
+    if law.proportional and growth.reason is not None:
+        said.append(growth.reason)
     kl = np.exp(law.log_kl(sums.sum(axis=0)))
     model = StalenessModel(
         per_step.value,
@@ -167,6 +163,26 @@ def measure_point(updates: MeasuredUpdates, index: int) -> StalenessPoint:
         fitted=reason is None,
         reason=reason,
     )
+
+
+def _growth(law: _Law, sums: FloatArray, tokens: int) -> tuple[Estimate, _Law]:
+    """The power, and the law to use: with growth held at 1 where the checkpoints cannot tell it from 0."""
+    proportional = _Law(law.log_steps, law.weight, proportional=True)
+    if len(law.log_steps) == 1:
+        return Estimate(1.0, None, None, tokens, "one checkpoint: growth is taken as 1"), proportional
+    found = interval_from_table(sums, Statistic(law.growth), n=tokens)
+    low, high = found.ci_low, found.ci_high
+    if low is not None and high is not None and low <= 0.0 and high >= 1.0:
+        reason = f"the checkpoints leave growth between {low:.2g} and {high:.2g}: it is taken as 1"
+        return Estimate(1.0, None, None, tokens, reason), proportional
+    if found.value is None or (found.value if low is None else low) <= 0.0 or found.value > 4.0:
+        shown = "unknown" if found.value is None else f"{found.value:.2g}"
+        between = "" if low is None or high is None else f", 95 % interval {low:.2g} to {high:.2g}"
+        raise InconclusiveError(
+            f"the KL of the checkpoints does not grow with their steps: power {shown}{between}",
+            hint="check that each checkpoint has the steps since the run's own weights",
+        )
+    return found, law
 
 
 def _measure(updates: MeasuredUpdates) -> tuple[list[StalenessPoint], FloatArray]:
@@ -228,16 +244,18 @@ class _Law:
 
     log_steps: FloatArray
     weight: FloatArray
+    proportional: bool = False
+    """Growth held at 1."""
 
     @staticmethod
     def log_kl(sums: FloatArray) -> FloatArray:
         return np.asarray(np.log(sums[..., :-1] / sums[..., -1:]))
 
     def growth(self, sums: FloatArray) -> FloatArray:
+        if self.proportional:
+            return np.ones(sums.shape[:-1])
         centred = self.log_steps - self.weight @ self.log_steps
         spread = float(self.weight @ np.square(centred))
-        if spread == 0.0:  # one checkpoint has no slope
-            return np.ones(sums.shape[:-1])
         return np.asarray(self.log_kl(sums) @ (self.weight * centred / spread))
 
     def kl_per_step(self, sums: FloatArray) -> FloatArray:

@@ -161,6 +161,18 @@ def test_a_kl_that_falls_with_steps_is_no_law():
         fit_staleness(turned)
 
 
+def test_growth_that_cannot_be_told_from_none_is_taken_as_1():
+    """Checkpoints of 4 and 4.5 steps: their KL is known, their growth is not."""
+    one, true_kl = simulated(1, 2, prompts=12, samples=1, spread=0.0, steps=(4,))
+    later = np.random.default_rng(3).normal(-4.5 * VARIANCE / 2, np.sqrt(4.5 * VARIANCE), one.mismatch.size)
+    fit = fit_staleness(MeasuredUpdates.of((4, 4.5), [one.log_ratio[0], later], one.mismatch, *bounds(one)))
+    assert (fit.model.growth, fit.growth.ci_low) == (1.0, None)
+    assert "taken as 1" in fit.growth.reason
+    assert fit.growth.reason in fit.notes
+    assert fit.kl_per_step.ci_low < true_kl < fit.kl_per_step.ci_high
+    assert fit.model.kl_per_step == pytest.approx(true_kl, rel=0.15)
+
+
 def test_what_cannot_be_is_refused():
     updates, _ = simulated(1, 9)
     row, drift = updates.log_ratio[0], updates.mismatch
