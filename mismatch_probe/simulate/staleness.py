@@ -5,6 +5,11 @@ mu, not by pi_old. With u = log pi_k - log pi_old, the plain mean of K3 = exp(u)
 they are: where pi_old = mu (1 + d) on a token it misses the KL by E_mu[d K3], a share of the order of d. K3
 weighted by pi_old / mu has no such bias given the contexts, and more variance; it is reported beside the
 plain one, and a gap between the two says that mu is too far from pi_old for the plain one.
+
+The law of growth is fitted to K2 = u^2 / 2, the KL to second order, not to K3. Updates have heavy tails: where
+experts or near-ties flip, a token that mu had at probability 0.001 comes out at 0.1, and that one token then
+decides the mean of exp(u) of tens of thousands. K2 is what spreads log W, which is what the law is for: a
+Gaussian of variance 2 K2 gives log W the standard deviation that was measured (docs/staleness.md).
 """
 
 from __future__ import annotations
@@ -20,14 +25,14 @@ from mismatch_probe.simulate.extrapolate import StalenessModel
 from mismatch_probe.simulate.stale_updates import MeasuredUpdates
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import MIN_CLUSTERS, Statistic, interval_from_table
-from mismatch_probe.stats.kl import token_k3
+from mismatch_probe.stats.kl import token_k2, token_k3
 from mismatch_probe.stats.layout import SequenceLayout
 from mismatch_probe.stats.means import EXP_LIMIT, OVERFLOW, k3_mean, standard_deviation, token_mean
 
 FloatArray = npt.NDArray[np.float64]
 
 OVER_ROUNDING = 3.0
-"""Without a float32 reading, a checkpoint is fitted from this many times the K3 of the mismatch on."""
+"""Without a float32 reading, a checkpoint is fitted from this many times the K2 of the mismatch on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class StalenessPoint:
         kl: KL(pi_old || pi_k) per token, nats: mean of K3, plain.
         kl_weighted: The same with every token weighted by pi_old / mu, self-normalised.
         kl_movement: As `kl`, read in float32: without the rounding that training's dtype adds.
+        half_square: Mean of K2 = u^2 / 2 per token, nats^2, in float32 where that was read: what is fitted.
         std_log_weight: Standard deviation over responses of log(pi_k / pi_old), nats.
         std_total: Standard deviation over responses of log W = log(pi_k / mu), staleness times mismatch.
         gaussian_std: `std_log_weight` of independent N(-kl, 2 kl) for each token, at the same lengths.
@@ -52,6 +58,7 @@ class StalenessPoint:
     kl: Estimate
     kl_weighted: Estimate
     kl_movement: Estimate | None
+    half_square: Estimate
     std_log_weight: Estimate
     std_total: Estimate
     gaussian_std: float | None
@@ -63,7 +70,7 @@ class StalenessPoint:
 
 @dataclass(frozen=True, slots=True)
 class StalenessFit:
-    """KL(k) = kl_per_step k^growth through the checkpoints.
+    """KL(k) = kl_per_step k^growth through the checkpoints, to second order: half the update's variance.
 
     The intervals resample prompts. They say how well these checkpoints are known, not how another training run
     would have gone.
@@ -72,7 +79,7 @@ class StalenessFit:
         model: The law, for `extrapolate`.
         kl_per_step: Its factor, nats per token, with interval.
         growth: Its power, with interval: 1 where updates wander, 2 where they push the same way.
-        misfit: Largest factor between a fitted checkpoint's KL and the law; 1 with one or two checkpoints.
+        misfit: Largest factor between a fitted checkpoint's K2 and the law; 1 with one or two checkpoints.
         points: All checkpoints, by steps.
         notes: What a reader has to know, in sentences.
         updates: The measured log-ratios, for drawing measured updates; None where they are not at hand.
@@ -88,13 +95,13 @@ class StalenessFit:
 
 
 def fit_staleness(updates: MeasuredUpdates, *, notes: Sequence[str] = ()) -> StalenessFit:
-    """Fits KL = kl_per_step k^growth, by weighted least squares of log KL on log k.
+    """Fits KL = kl_per_step k^growth, by weighted least squares of log K2 on log k.
 
-    The KL is that of the movement in float32 where it was read, and of `log_ratio` otherwise. Weights are
-    the inverse variances of log KL between prompts; the intervals refit every bootstrap resample. Left out are
-    checkpoints that did not move, that one prompt carries, and, without a float32 reading, those whose KL is
+    K2 is that of the movement in float32 where it was read, and of `log_ratio` otherwise. Weights are the
+    inverse variances of log K2 between prompts; the intervals refit every bootstrap resample. Left out are
+    checkpoints that did not move, that one prompt carries, and, without a float32 reading, those whose K2 is
     within `OVER_ROUNDING` times the mismatch's: BF16 rounds log-probabilities anew when weights change by any
-    amount, so that a KL of the mismatch's size appears after the first step and does not grow.
+    amount, so that a K2 of the mismatch's size appears after the first step and does not grow.
     With one checkpoint, or where the interval of growth holds 0 and 1, growth is taken as 1.
 
     Args:
@@ -104,7 +111,7 @@ def fit_staleness(updates: MeasuredUpdates, *, notes: Sequence[str] = ()) -> Sta
     Raises:
         InconclusiveError: No checkpoint can be fitted, or KL does not grow with steps.
     """
-    points, table = _measure(updates)
+    points = [measure_point(updates, index) for index in range(len(updates.steps))]
     fitted = [i for i, point in enumerate(points) if point.fitted]
     if not fitted:
         reasons = "; ".join(f"{point.steps:g} steps: {point.reason}" for point in points)
@@ -113,18 +120,19 @@ def fit_staleness(updates: MeasuredUpdates, *, notes: Sequence[str] = ()) -> Sta
             hint="give later checkpoints, more prompts, or a run with the leg train/reference",
         )
     steps = np.array([points[i].steps for i in fitted])
-    sums = table[:, [*fitted, table.shape[1] - 1]]
+    read = _read(updates)
+    sums = updates.layout.token_table(*(token_k2(read[i]) for i in fitted))
     tokens = int(updates.mismatch.size)
     growth, law = _growth(_Law(np.log(steps), _precision(sums)), sums, tokens)
     per_step = interval_from_table(sums, Statistic(law.kl_per_step, "log"), n=tokens)
     if per_step.value is None or growth.value is None:
         raise InconclusiveError(
-            "the KL of the checkpoints is not a number", hint="check their log-probabilities"
+            "the law of the checkpoints is not a number", hint="check their log-probabilities"
         )
     said = [*notes, *_notes(updates, points)]
     if law.proportional and growth.reason is not None:
         said.append(growth.reason)
-    kl = np.exp(law.log_kl(sums.sum(axis=0)))
+    measured = np.exp(law.log_kl(sums.sum(axis=0)))
     model = StalenessModel(
         per_step.value,
         growth.value,
@@ -134,7 +142,7 @@ def fit_staleness(updates: MeasuredUpdates, *, notes: Sequence[str] = ()) -> Sta
         model=model,
         kl_per_step=per_step,
         growth=growth,
-        misfit=float(np.exp(np.abs(np.log(kl / model.kl(steps))).max())),
+        misfit=float(np.exp(np.abs(np.log(measured / model.kl(steps))).max())),
         points=tuple(points),
         notes=tuple(said),
         updates=updates,
@@ -149,12 +157,14 @@ def measure_point(updates: MeasuredUpdates, index: int) -> StalenessPoint:
     kept = np.flatnonzero(layout.lengths > 0)
     lengths = layout.lengths[kept].astype(np.float64)
     filled = SequenceLayout.from_arrays(np.concatenate([[0], np.cumsum(lengths)]), layout.clusters[kept])
-    reason = _unfit(updates, index, kl, movement)
+    half_square = token_mean(token_k2(_read(updates)[index]), layout, positive=True)
+    reason = _unfit(updates, index, half_square)
     return StalenessPoint(
         steps=updates.steps[index],
         kl=kl,
         kl_weighted=_weighted_k3(update, updates.mismatch, layout),
         kl_movement=movement,
+        half_square=half_square,
         std_log_weight=standard_deviation(layout.sequence_sums(update)[kept], filled),
         std_total=standard_deviation(layout.sequence_sums(update + updates.mismatch)[kept], filled),
         gaussian_std=None if kl.value is None else _independent_std(lengths, -kl.value, 2.0 * kl.value),
@@ -179,34 +189,27 @@ def _growth(law: _Law, sums: FloatArray, tokens: int) -> tuple[Estimate, _Law]:
         shown = "unknown" if found.value is None else f"{found.value:.2g}"
         between = "" if low is None or high is None else f", 95 % interval {low:.2g} to {high:.2g}"
         raise InconclusiveError(
-            f"the KL of the checkpoints does not grow with their steps: power {shown}{between}",
+            f"what the checkpoints moved does not grow with their steps: power {shown}{between}",
             hint="check that each checkpoint has the steps since the run's own weights",
         )
     return found, law
 
 
-def _measure(updates: MeasuredUpdates) -> tuple[list[StalenessPoint], FloatArray]:
-    """Every checkpoint, and for each prompt the sums of its K3 at each and of its tokens."""
-    points = [measure_point(updates, index) for index in range(len(updates.steps))]
-    source = updates.log_ratio if updates.movement is None else updates.movement
-    columns = [
-        token_k3(row) if float(row.max()) <= EXP_LIMIT else np.zeros_like(row) for row in source
-    ]  # a row that overflows is not fitted
-    return points, updates.layout.token_table(*columns)
+def _read(updates: MeasuredUpdates) -> FloatArray:
+    """The log-ratios that the law is fitted to: without rounding where that can be had."""
+    return updates.log_ratio if updates.movement is None else updates.movement
 
 
-def _unfit(updates: MeasuredUpdates, index: int, kl: Estimate, movement: Estimate | None) -> str | None:
+def _unfit(updates: MeasuredUpdates, index: int, half_square: Estimate) -> str | None:
     if not updates.moved[index]:
         return "every log-probability is that of the run's own checkpoint"
-    read = kl if movement is None else movement
-    if read.value is None:
-        return read.reason
-    if read.ci_low is None and updates.layout.num_clusters >= MIN_CLUSTERS:
-        return read.reason
-    if movement is None:
-        rounding = k3_mean(updates.mismatch, updates.layout).value
-        if rounding is None or read.value <= OVER_ROUNDING * rounding:
-            return f"its KL is within {OVER_ROUNDING:g} times the mismatch's, where it may be rounding and not training"
+    if half_square.value is None:
+        return half_square.reason
+    if half_square.ci_low is None and updates.layout.num_clusters >= MIN_CLUSTERS:
+        return half_square.reason
+    rounding = float(token_k2(updates.mismatch).mean())
+    if updates.movement is None and half_square.value <= OVER_ROUNDING * rounding:
+        return f"its K2 is within {OVER_ROUNDING:g} times the mismatch's, where it may be rounding and not training"
     return None
 
 

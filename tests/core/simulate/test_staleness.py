@@ -49,7 +49,8 @@ def test_the_law_of_growth_is_found_again(growth):
     fit = fit_staleness(updates)
     assert fit.model.growth == pytest.approx(growth, abs=0.04)
     assert fit.model.kl_per_step == pytest.approx(true_kl, rel=0.15)
-    assert fit.growth.ci_low < growth < fit.growth.ci_high
+    # K2 of variance v is KL (1 + v / 4): at the last checkpoint of directed updates 1 % too much.
+    assert fit.growth.ci_low - 0.005 < growth < fit.growth.ci_high
     assert fit.misfit < 1.1
     for point in fit.points:
         assert point.kl.value == pytest.approx(true_kl * point.steps**growth, rel=0.15)
@@ -101,6 +102,19 @@ def test_plain_k3_on_tokens_of_mu_estimates_the_kl_where_mu_is_near_old(mismatch
         assert point.kl.ci_low < exact < point.kl.ci_high
 
 
+def test_single_tokens_of_a_large_ratio_do_not_decide_the_law():
+    """One token in 2000 comes out a hundred times likelier: K3 is theirs, the spread of log W is not."""
+    updates, _ = simulated(1, 4, prompts=100, spread=0.0, steps=(4,))
+    wild = updates.log_ratio[0].copy()
+    wild[::2000] = np.log(100)
+    fit = fit_staleness(MeasuredUpdates.of([4], [wild], updates.mismatch, *bounds(updates)))
+    (point,) = fit.points
+    lengths = updates.layout.lengths
+    assert point.kl.value > 50 * 4 * VARIANCE / 2
+    assert point.gaussian_std > 2 * point.std_log_weight.value
+    assert np.sqrt(2 * fit.model.kl(4) * lengths.mean()) == pytest.approx(point.std_log_weight.value, rel=0.1)
+
+
 def test_one_checkpoint_gives_its_kl_and_says_that_growth_is_taken_as_1():
     updates, true_kl = simulated(2, 5, prompts=60, steps=(8,))
     fit = fit_staleness(updates)
@@ -109,7 +123,7 @@ def test_one_checkpoint_gives_its_kl_and_says_that_growth_is_taken_as_1():
     assert "taken as 1" in fit.growth.reason
     assert "taken as 1" in " ".join(fit.notes)
     assert fit.model.kl(8) == pytest.approx(true_kl * 64, rel=0.15)
-    assert fit.model.kl_per_step == pytest.approx(fit.points[0].kl.value / 8)
+    assert fit.model.kl_per_step == pytest.approx(fit.points[0].half_square.value / 8)
 
 
 def test_the_runs_own_weights_are_reported_and_not_fitted():
