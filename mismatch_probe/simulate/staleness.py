@@ -185,7 +185,7 @@ def _growth(law: _Law, sums: FloatArray, tokens: int) -> tuple[Estimate, _Law]:
     if low is not None and high is not None and low <= 0.0 and high >= 1.0:
         reason = f"the checkpoints leave growth between {low:.2g} and {high:.2g}: it is taken as 1"
         return Estimate(1.0, None, None, tokens, reason), proportional
-    if found.value is None or (found.value if low is None else low) <= 0.0 or found.value > 4.0:
+    if found.value is None or not 0.0 < found.value <= 4.0:
         shown = "unknown" if found.value is None else f"{found.value:.2g}"
         between = "" if low is None or high is None else f", 95 % interval {low:.2g} to {high:.2g}"
         raise InconclusiveError(
