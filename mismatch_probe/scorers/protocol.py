@@ -9,9 +9,27 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (sequences finished, tokens finished) since the last call."""
+
+
+class ReplayOptions(BaseModel):
+    """`train.options.*` that every scorer with routing replay has.
+
+    Attributes:
+        replay_controls: Sequences for the controls of routing replay: the forward's own routes replayed (which must
+            change nothing), and what routing adds to the noise floor. 0 leaves them out.
+        layer_replay: Sequences for replay of one layer at a time and of all but one, two forwards a layer; the
+            controls then use the same sequences. 0 leaves it out. None takes `replay_controls` where the model has
+            up to 8 MoE layers, and 0 where it has more.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    replay_controls: int = Field(32, ge=0)
+    layer_replay: int | None = Field(None, ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +101,17 @@ class ScoreRequest:
         sequence_id: Unique in the run.
         prompt_token_ids: The prompt, as ids.
         response_token_ids: The response, as ids.
-        routing: int16 [prompt + response - 1, MoE layers, top_k] experts to force, or None.
+        routing: int16 [prompt + response - 1, MoE layers, top_k] experts to force, or None; where a row holds an id
+            below 0, the router's own choice stands.
+        gates: float32 of the same shape, gate weights to give the forced experts, or None to have them recomputed
+            from the router's own logits; NaN does the same for a row.
     """
 
     sequence_id: int
     prompt_token_ids: Sequence[int]
     response_token_ids: Sequence[int]
     routing: npt.NDArray[np.int16] | None = None
+    gates: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +123,17 @@ class ScoredSequence:
         logprobs: float32 [response tokens], nats.
         entropy: float32 [response tokens], nats, of the whole next-token distribution.
         routing: int16 [prompt + response - 1, MoE layers, top_k] experts used, or None.
+        gates: float32 of the same shape, the weight each expert got, or None.
+        margins: float32 [prompt + response - 1, MoE layers]; the router's own score of its last choice minus that of
+            the first expert left out, or None.
     """
 
     sequence_id: int
     logprobs: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
     routing: npt.NDArray[np.int16] | None
+    gates: npt.NDArray[np.float32] | None = None
+    margins: npt.NDArray[np.float32] | None = None
 
 
 class Scorer(Protocol):
@@ -131,7 +158,7 @@ class Scorer(Protocol):
             requests: What to score; where a request carries routes, they are forced.
             temperature: Logits are divided by it, as the sampler did.
             batching: "forward" (the usual batching) or "repeat" (another one, for the noise floor).
-            capture_routing: Whether to return the experts used.
+            capture_routing: Whether to return the experts used, with gate weights and margins where the scorer has them.
             progress: Called as sequences finish.
 
         Returns:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mismatch_probe.errors import ConfigError, EngineUnavailableError
 from mismatch_probe.scorers.protocol import (
     ProgressCallback,
+    ReplayOptions,
     ScoredSequence,
     ScorerCapabilities,
     ScoreRequest,
@@ -20,7 +22,6 @@ from mismatch_probe.scorers.protocol import (
 from mismatch_probe.scorers.registry import register_scorer
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
 # Logits of one batch, and the float32 copy of one block of them, stay below these.
@@ -28,7 +29,7 @@ _MAX_LOGIT_BYTES = 1 << 30
 _MAX_BLOCK_BYTES = 1 << 28
 
 
-class TransformersOptions(BaseModel):
+class TransformersOptions(ReplayOptions):
     """`train.options.*` of the transformers scorer.
 
     Attributes:
@@ -38,8 +39,6 @@ class TransformersOptions(BaseModel):
         attention: Attention implementation.
         device: "auto" takes an accelerator if there is one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: int = Field(8, ge=1)
     repeat_batch_size: int = Field(1, ge=1)
@@ -170,15 +169,25 @@ class TransformersScorer:
             if self._hooks is None:
                 logits = self._forward(ids, mask)
             else:
-                forced = self._forced_rows(batch, width)
-                with self._hooks.forward(capture=capture_routing, forced=forced):
+                forced, gates = self._forced_rows(batch, width)
+                with self._hooks.forward(capture=capture_routing, forced=forced, forced_gates=gates):
                     logits = self._forward(ids, mask)
                 if capture_routing:
-                    routes = self._hooks.take().view(len(rows), width, self._spec.num_moe_layers, -1).numpy()
-            return [
-                self._read(request, logits[index], temperature, None if routes is None else routes[index])
-                for index, request in enumerate(batch)
-            ]
+                    routes = self._hooks.take()
+            scored = [self._read(request, logits[index], temperature) for index, request in enumerate(batch)]
+        if routes is None:
+            return scored
+        shape = (len(rows), width, self._spec.num_moe_layers)
+        captured = [
+            tensor.view(*shape, *tensor.shape[2:]).numpy()
+            for tensor in (routes.ids, routes.gates, routes.margins)
+        ]
+        return [
+            replace(sequence, routing=kept[0], gates=kept[1], margins=kept[2])
+            for index, (sequence, row) in enumerate(zip(scored, rows, strict=True))
+            # The last token is fed too, but predicts nothing that was sampled.
+            for kept in [[np.ascontiguousarray(array[index, : len(row) - 1]) for array in captured]]
+        ]
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = self._model(
@@ -190,25 +199,30 @@ class TransformersScorer:
         logits: torch.Tensor = output.logits
         return logits
 
-    def _forced_rows(self, batch: Sequence[ScoreRequest], width: int) -> torch.Tensor | None:
+    def _forced_rows(
+        self, batch: Sequence[ScoreRequest], width: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Experts [rows, layers, top_k] to force, -1 where none, and their weights, NaN where none."""
         import torch
 
         if all(request.routing is None for request in batch):
-            return None
-        forced = torch.full(
-            (len(batch), width, self._spec.num_moe_layers, self._spec.top_k), -1, dtype=torch.long
-        )
+            return None, None
+        shape = (len(batch), width, self._spec.num_moe_layers, self._spec.top_k)
+        forced = torch.full(shape, -1, dtype=torch.long)
+        gates = torch.full(shape, float("nan"))
         for index, request in enumerate(batch):
             if request.routing is not None:
                 forced[index, : len(request.routing)] = torch.from_numpy(request.routing.astype(np.int64))
-        return forced.view(len(batch) * width, self._spec.num_moe_layers, self._spec.top_k).to(self._device)
+            if request.gates is not None:
+                gates[index, : len(request.gates)] = torch.from_numpy(request.gates)
+        given = any(request.gates is not None for request in batch)
+        return forced.flatten(0, 1).to(self._device), gates.flatten(0, 1).to(self._device) if given else None
 
     def _read(
         self,
         request: ScoreRequest,
         logits: torch.Tensor,
         temperature: float,
-        routes: npt.NDArray[np.int16] | None,
     ) -> ScoredSequence:
         """Reads one row [width, vocabulary] of logits, block by block so that no float32 copy of it all is made."""
         import torch
@@ -227,7 +241,7 @@ class TransformersScorer:
             sequence_id=request.sequence_id,
             logprobs=torch.cat(logprobs).cpu().numpy() if count else np.zeros(0, np.float32),
             entropy=torch.cat(entropy).cpu().numpy() if count else np.zeros(0, np.float32),
-            routing=None if routes is None else np.ascontiguousarray(routes[: begin + count - 1]),
+            routing=None,
         )
 
 

@@ -61,6 +61,18 @@ class RolloutJob(_Job):
     tasks: tuple[Task, ...]
 
 
+class ReplayPlan(_Job):
+    """The study of routing replay: a few sequences, many forwards.
+
+    Attributes:
+        sequences: Ids of the sequences.
+        by_layer: Whether single layers are replayed, and all but single ones.
+    """
+
+    sequences: tuple[int, ...]
+    by_layer: bool
+
+
 class ScoreJob(_Job):
     """Work for one loaded training-side model.
 
@@ -71,6 +83,7 @@ class ScoreJob(_Job):
         temperature: Of the sampling.
         routing: Whether routes were recorded.
         tasks: Legs in order.
+        replay: What the study of routing replay covers, or None where it is not made.
     """
 
     kind: Literal["score"] = "score"
@@ -80,3 +93,4 @@ class ScoreJob(_Job):
     temperature: float
     routing: bool
     tasks: tuple[Task, ...]
+    replay: ReplayPlan | None = None

@@ -7,10 +7,12 @@ from typing import Any
 
 from mismatch_probe.config.model import Leg
 from mismatch_probe.errors import ConfigError, RunDirectoryError
+from mismatch_probe.scorers.registry import scorers
 from mismatch_probe.stages.events import Watcher
-from mismatch_probe.stages.job import JobPrompt, RolloutJob, ScoreJob, Task
+from mismatch_probe.stages.job import JobPrompt, ReplayPlan, RolloutJob, ScoreJob, Task
 from mismatch_probe.stages.plan import RunPlan
 from mismatch_probe.stages.process import run_worker
+from mismatch_probe.stages.replay_study import STUDY, plan_replay
 from mismatch_probe.trace.manifest import new_manifest, redact, responses_hash
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
@@ -92,7 +94,8 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
         ("train", trained, plan.config.train.dtype),
         ("reference", reference, REFERENCE_DTYPE),
     ):
-        tasks = _missing_tasks(run, plan, legs)
+        replay = _replay_plan(plan) if "train/forward" in legs else None
+        tasks = _missing_tasks(run, plan, legs, study=replay is not None)
         if not tasks:
             continue
         if not plan.routing and any(task.leg == "train/replay" for task in tasks):
@@ -113,6 +116,7 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
             temperature=plan.config.sampling.temperature,
             routing=plan.routing,
             tasks=tasks,
+            replay=replay,
         )
         facts = run_worker(
             job, run.log_path(name), _follow(plan, tasks, watcher, f"{plan.config.train.scorer} {dtype}")
@@ -123,7 +127,19 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
     run.write_manifest(manifest)
 
 
-def _missing_tasks(run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...]) -> tuple[Task, ...]:
+def _replay_plan(plan: RunPlan) -> ReplayPlan | None:
+    if not plan.routing or not scorers.get(plan.config.train.scorer).item.capabilities().replay:
+        return None
+    return plan_replay(
+        plan.config.train.options,
+        num_sequences=plan.num_sequences,
+        num_layers=plan.facts.num_moe_layers,
+    )
+
+
+def _missing_tasks(
+    run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...], *, study: bool = False
+) -> tuple[Task, ...]:
     tasks = []
     for leg in legs:
         path = (
@@ -132,6 +148,9 @@ def _missing_tasks(run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...]) -> t
         parts = tuple(part for part in range(plan.num_parts) if not path(part).is_file())
         if parts:
             tasks.append(Task(leg=leg, parts=parts))
+    studied = [part for part in range(plan.num_parts) if study and not run.replay_part(part).is_file()]
+    if studied:
+        tasks.append(Task(leg=STUDY, parts=tuple(studied)))
     return tuple(tasks)
 
 

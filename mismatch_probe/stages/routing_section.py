@@ -1,4 +1,4 @@
-"""The `routing` section of a result: agreement by layer, flips by token, what replay explains."""
+"""The `routing` section of a result: agreement by layer, flips by token, how drift follows them, what replay explains."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mismatch_probe.routing.agreement import compare_routes, flips_before
+from mismatch_probe.routing.accumulate import RoutedPart, RoutingAccumulator
+from mismatch_probe.routing.agreement import FloatArray
+from mismatch_probe.routing.expert_load import load_of
+from mismatch_probe.routing.flips import predicting_positions
+from mismatch_probe.stages.replay_section import replay_section
 from mismatch_probe.stats.estimate import Estimate
-from mismatch_probe.stats.intervals import POSITIVE_MEAN, Statistic, cluster_bootstrap
-from mismatch_probe.stats.kl import token_k3
+from mismatch_probe.stats.intervals import POSITIVE_MEAN, Statistic, interval_from_table
 from mismatch_probe.trace.trace import Trace
 
-_MAX_FLIP_ROWS = 8
-# Columns: what is left with replay, what there is without.
-_EXPLAINED_SHARE = Statistic(lambda sums: 1.0 - np.divide(sums[..., 0], sums[..., 1]))
+_UNORDERED = "the rollout engine does not list its experts in order of gate weight"
+_NO_GATES = "gate weights were not recorded on both sides"
+_NO_MARGINS = "the training side recorded no router scores"
+_WIDEST_FACTOR = 1000.0
+_NO_FLIP = "no decision of this layer flipped"
 
 
 def routing_section(
@@ -30,89 +34,209 @@ def routing_section(
         layers: Index in the model of each MoE layer.
         num_experts: Experts per layer.
         ordered: Whether the rollout engine listed its experts in order of gate weight.
+
+    Raises:
+        InconclusiveError: Routes do not cover every fed token.
     """
-    rollout = trace.rollout
-    recorded, offsets = trace.routes("rollout/decode")
-    trained, _ = trace.routes("train/forward")
-    compared = compare_routes(recorded, trained)
-    clusters, lengths = rollout.prompt_index, np.diff(offsets)
-    token_clusters = np.repeat(clusters, lengths)
-    agree = ~compared.flipped
-    flips = compared.flipped_layers
+    routing = accumulate_routing(trace, num_experts=num_experts)
+    num_layers, _, top_k = routing.shape
+    by_layer, by_token = routing.by_layer.table(), routing.by_token.table()
+    tokens, complete = by_layer[:, -1], by_token[:, 2]
+    agreeing = by_layer[:, :num_layers].sum(axis=1)
     return {
         "available": True,
-        "num_tokens": compared.num_tokens,
-        "num_layers": compared.num_layers,
-        "top_k": compared.top_k,
+        "num_tokens": routing.num_tokens,
+        "num_layers": num_layers,
+        "top_k": top_k,
         "num_experts": num_experts,
         "layers": [
-            {
-                "layer": int(layers[index]),
-                "set_agreement": _mean(agree[:, index].astype(np.float64), token_clusters),
-                "jaccard": float(compared.jaccard[:, index].mean()),
-                "top1_agreement": float(compared.same_top1[:, index].mean()) if ordered else None,
-            }
-            for index in range(compared.num_layers)
+            _layer(routing, by_layer, index, int(layers[index]), ordered=ordered)
+            for index in range(num_layers)
         ],
-        "set_agreement": _mean(agree.mean(axis=1), token_clusters),
-        "token_any_flip_rate": _mean((flips > 0).astype(np.float64), token_clusters),
-        "mean_flipped_layers": _mean(flips.astype(np.float64), token_clusters),
-        "flipped_layers_histogram": np.bincount(flips, minlength=compared.num_layers + 1),
-        "log_ratio_by_flips": _by_flips(trace, flips),
-        "top1_reason": None
-        if ordered
-        else "the rollout engine does not list its experts in order of gate weight",
-        "completeness": {"tokens": compared.num_tokens, "missing": int(compared.missing.any(axis=1).sum())},
-        "replay": _replay(trace, legs),
+        "set_agreement": _mean(agreeing, num_layers * tokens, routing.num_tokens),
+        "token_any_flip_rate": _mean(by_token[:, 0], complete, int(complete.sum())),
+        "mean_flipped_layers": _mean(by_token[:, 1], complete, int(complete.sum())),
+        "flipped_layers_histogram": routing.flips,
+        "log_ratio_by_flips": _by_flips(routing),
+        "log_ratio_by_first_flip": _by_first_flip(routing, layers),
+        "flipped_tokens": _flipped_tokens(routing),
+        "margins": _margins(routing),
+        "expert_load": [
+            {"layer": int(layers[index]), "rollout": routing.load[0, index], "train": routing.load[1, index]}
+            for index in range(num_layers)
+        ],
+        "top1_reason": None if ordered else _UNORDERED,
+        "completeness": {
+            "tokens": routing.num_tokens,
+            "missing": routing.num_tokens - int(complete.sum()),
+            "missing_routes": int(routing.missing.sum()),
+        },
+        "replay": replay_section(trace, legs, layers=layers),
     }
 
 
-def _by_flips(trace: Trace, flips: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-    """How far tokens drift by how many layers flipped at the position that predicted them; the last row is "or more"."""
+def accumulate_routing(trace: Trace, *, num_experts: int) -> RoutingAccumulator:
+    """Reads the routes of both sides part by part.
+
+    Args:
+        trace: The run.
+        num_experts: Experts per layer.
+
+    Raises:
+        InconclusiveError: Routes do not cover every fed token.
+    """
     rollout = trace.rollout
-    prompt_lengths = np.diff(rollout.prompt_offsets)
-    charged = flips_before(flips, prompt_lengths, rollout.lengths)
     log_ratio = trace.logprobs("train/forward") - rollout.logprobs
-    top = min(int(charged.max(initial=0)), _MAX_FLIP_ROWS)
-    rows = []
-    for count in range(top + 1):
-        chosen = charged == count if count < top else charged >= count
-        if not chosen.any():
-            continue
-        rows.append(
-            {
-                "flips": count,
-                "or_more": bool(count == top and charged.max() > top),
-                "n": int(chosen.sum()),
-                "mean_abs_log_ratio": float(np.abs(log_ratio[chosen]).mean()),
-                "k3": float(token_k3(log_ratio[chosen]).mean()),
-            }
+    prompt_lengths = np.diff(rollout.prompt_offsets)
+    routing: RoutingAccumulator | None = None
+    begin = 0
+    for recorded, trained in zip(
+        trace.route_parts("rollout/decode"), trace.route_parts("train/forward"), strict=True
+    ):
+        end = begin + len(recorded.sequence_id)
+        if routing is None:
+            _, num_layers, top_k = recorded.experts.shape
+            routing = RoutingAccumulator(num_layers=num_layers, num_experts=num_experts, top_k=top_k)
+        routing.update(
+            RoutedPart(
+                rollout=recorded.experts,
+                train=trained.experts,
+                lengths=np.diff(recorded.offsets),
+                prompts=rollout.prompt_index[begin:end],
+                predicting=predicting_positions(prompt_lengths[begin:end], rollout.lengths[begin:end]),
+                log_ratio=log_ratio[rollout.offsets[begin] : rollout.offsets[end]],
+                rollout_gates=recorded.gates,
+                train_gates=trained.gates,
+                margins=trained.margins,
+            )
         )
+        begin = end
+    assert routing is not None  # noqa: S101 - a rollout without sequences was refused before
+    return routing
+
+
+def _layer(
+    routing: RoutingAccumulator, by_layer: FloatArray, index: int, layer: int, *, ordered: bool
+) -> dict[str, Any]:
+    num_layers, n = routing.shape[0], routing.num_tokens
+    tokens = by_layer[:, -1]
+    same_sets = float(by_layer[:, index].sum())
+    row: dict[str, Any] = {
+        "layer": layer,
+        "set_agreement": _mean(by_layer[:, index], tokens, n),
+        "jaccard": _mean(by_layer[:, num_layers + index], tokens, n),
+        "top1_agreement": float(routing.same_top1[index] / n) if ordered else None,
+        "order_changes": None,
+        "missing": int(routing.missing[index]),
+    }
+    if not ordered:
+        row["order_changes_reason"] = _UNORDERED
+    elif same_sets:
+        row["order_changes"] = 1.0 - float(routing.same_order[index]) / same_sets
+    else:
+        row["order_changes_reason"] = "the sets never agree"
+    for names, means, absent in (
+        (("gate_distance", "gate_distance_flipped"), routing.gates.means(index), _NO_GATES),
+        (("margin_unflipped", "margin_flipped"), routing.margins.means(index), _NO_MARGINS),
+    ):
+        for name, value in zip(names, means, strict=True):
+            row[name] = value
+            if value is None:
+                row[f"{name}_reason"] = absent if means == (None, None) else _NO_FLIP
+    if routing.load[:, index].any():
+        load = load_of(routing.load[0, index], routing.load[1, index])
+        row |= {
+            "load_total_variation": load.total_variation,
+            "rollout_imbalance": load.rollout_imbalance,
+            "train_imbalance": load.train_imbalance,
+        }
+    return row
+
+
+def _by_flips(routing: RoutingAccumulator) -> list[dict[str, Any]]:
+    """How far tokens drift by how many layers flipped at the position that predicted them; the last row is "or more"."""
+    last = routing.flip_bins - 1
+    return [
+        {"flips": count, "or_more": count == last and last < routing.shape[0], **row}
+        for count, row in _drift_rows(routing.by_flips.table())
+    ]
+
+
+def _by_first_flip(routing: RoutingAccumulator, layers: Sequence[int]) -> list[dict[str, Any]]:
+    """How far tokens drift by the first layer that flipped; `layer` is null where none did."""
+    return [
+        {"layer": None if place == routing.shape[0] else int(layers[place]), **row}
+        for place, row in _drift_rows(routing.by_first.table())
+    ]
+
+
+def _drift_rows(table: FloatArray) -> list[tuple[int, dict[str, Any]]]:
+    bins = table.reshape(len(table), -1, 3)
+    rows = []
+    for place in range(bins.shape[1]):
+        # A prompt without such a token says nothing of them.
+        n, absolute, k3 = bins[bins[:, place, 0] > 0, place].T
+        if n.size:
+            count = int(n.sum())
+            rows.append(
+                (
+                    place,
+                    {
+                        "n": count,
+                        "mean_abs_log_ratio": _of_few(_mean(absolute, n, count)),
+                        "k3": _of_few(_mean(k3, n, count)),
+                    },
+                )
+            )
     return rows
 
 
-def _replay(trace: Trace, legs: Sequence[str]) -> dict[str, Any]:
-    if "train/replay" not in legs:
-        reason = "the leg train/replay was not taken"
-        return {"k3_forward": None, "k3_replay": None, "explained": None, "note": reason}
-    rollout = trace.rollout
-    forward = token_k3(trace.logprobs("train/forward") - rollout.logprobs)
-    replay = token_k3(trace.logprobs("train/replay") - rollout.logprobs)
-    token_clusters = np.repeat(rollout.prompt_index, rollout.lengths)
-    explained = cluster_bootstrap(
-        np.stack([replay, forward], axis=1), token_clusters, statistic=_EXPLAINED_SHARE
-    )
-    note = None
-    if explained.value is not None and explained.value < 0:
-        note = "with the rollout's experts the trainer is further from the rollout than with its own"
+def _of_few(estimate: Estimate) -> Estimate:
+    """Without an interval where it spans more than a factor of 1000: a few tokens carry the mean."""
+    low, high = estimate.ci_low, estimate.ci_high
+    if low is None or high is None or high <= _WIDEST_FACTOR * low:
+        return estimate
+    reason = "a few tokens carry the mean: more sequences are needed for an interval"
+    return Estimate(estimate.value, None, None, estimate.n, reason)
+
+
+def _flipped_tokens(routing: RoutingAccumulator) -> dict[str, Estimate]:
+    """Which share of response tokens a flip predicted, and which share of all K3 they carry."""
+    bins = routing.by_flips.table().reshape(-1, routing.flip_bins, 3)
+    n = int(bins[..., 0].sum())
+    of_rest = Statistic(_share_of_rest)
+
+    def share(column: int) -> Estimate:
+        sums = np.stack([bins[:, 0, column], bins[..., column].sum(axis=1)], axis=1)
+        return interval_from_table(sums, of_rest, n=n)
+
+    return {"share_of_tokens": share(0), "share_of_k3": share(2)}
+
+
+def _share_of_rest(sums: FloatArray) -> FloatArray:
+    return 1.0 - np.divide(sums[..., 0], sums[..., 1])
+
+
+def _margins(routing: RoutingAccumulator) -> dict[str, Any]:
+    bins = routing.margins.histogram()
+    if not bins:
+        return {"available": False, "reason": _NO_MARGINS}
     return {
-        "k3_forward": _mean(forward, token_clusters),
-        "k3_replay": _mean(replay, token_clusters),
-        "explained": explained,
-        "note": note,
+        "available": True,
+        "unit": "router score of the last expert chosen minus that of the first left out, training side",
+        "bins": [
+            {
+                "low": edge.low,
+                "high": edge.high if np.isfinite(edge.high) else None,
+                "n": edge.n,
+                "flipped": edge.flipped,
+                "flip_rate": edge.flipped / edge.n,
+            }
+            for edge in bins
+        ],
     }
 
 
-def _mean(values: npt.NDArray[np.float64], clusters: npt.NDArray[np.int64]) -> Estimate:
-    """Mean of values that are at least 0, with an interval that resamples prompts."""
-    return cluster_bootstrap(values, clusters, statistic=POSITIVE_MEAN)
+def _mean(sums: FloatArray, counts: FloatArray, n: int) -> Estimate:
+    """A mean of values that are at least 0 from sums by prompt, with an interval that resamples prompts."""
+    return interval_from_table(np.stack([sums, counts], axis=1), POSITIVE_MEAN, n=n)

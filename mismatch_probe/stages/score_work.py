@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from mismatch_probe.scorers.protocol import ScoreRequest, ScorerFacts, ScorerSpec
+from mismatch_probe.errors import ConfigError
+from mismatch_probe.scorers.protocol import ScoredSequence, Scorer, ScoreRequest, ScorerFacts, ScorerSpec
 from mismatch_probe.scorers.registry import scorers
-from mismatch_probe.stages.job import ScoreJob
+from mismatch_probe.stages.job import ScoreJob, Task
+from mismatch_probe.stages.replay_study import STUDY, run_replay_part
 from mismatch_probe.stages.rollout_work import read_sequences, write_scores
 from mismatch_probe.stages.worker import EventWriter
-from mismatch_probe.trace.parts import read_routing, write_routing
+from mismatch_probe.trace.parts import read_routing, read_routing_part, write_routing
 from mismatch_probe.trace.run_directory import RunDirectory
 
 
@@ -24,6 +27,9 @@ def run_score_job(job: ScoreJob, events: EventWriter) -> ScorerFacts:
         run = RunDirectory(job.run)
         for task in job.tasks:
             events.send("leg", leg=task.leg)
+            if task.leg == STUDY:
+                _study(run, job, task, scorer, events)
+                continue
             # Routes are kept of the leg that training runs; replay repeats the rollout's, the others are controls.
             capture = job.routing and task.leg == "train/forward"
             for part in task.parts:
@@ -37,8 +43,7 @@ def run_score_job(job: ScoreJob, events: EventWriter) -> ScorerFacts:
                 )
                 ids = [sequence.sequence_id for sequence in scored]
                 if capture:
-                    routes = [sequence.routing for sequence in scored if sequence.routing is not None]
-                    write_routing(run.routing_part(task.leg, part), routes, ids)
+                    _write_routes(run, task.leg, part, scored)
                 write_scores(
                     run, task.leg, part, ids, [s.logprobs for s in scored], [s.entropy for s in scored]
                 )
@@ -46,6 +51,35 @@ def run_score_job(job: ScoreJob, events: EventWriter) -> ScorerFacts:
         return facts
     finally:
         scorer.close()
+
+
+def _study(run: RunDirectory, job: ScoreJob, task: Task, scorer: Scorer, events: EventWriter) -> None:
+    if job.replay is None:
+        raise ConfigError(
+            "the study of routing replay has no sequences", hint="raise train.options.replay_controls"
+        )
+    for part in task.parts:
+        requests = _requests(run, part, replay=False)
+        routes = read_routing_part(run.routing_part("rollout/decode", part))
+        run_replay_part(run, part, scorer, requests, routes, job.replay, temperature=job.temperature)
+        # Progress counts the run's sequences: the study covers a part with a few of them.
+        events.progress(task.leg, len(requests), sum(len(r.response_token_ids) for r in requests))
+        events.send("part", leg=task.leg, part=part)
+
+
+def _write_routes(run: RunDirectory, leg: str, part: int, scored: Sequence[ScoredSequence]) -> None:
+    """Experts and margins, and gate weights where the rollout's are there to be compared with."""
+    routed = [sequence for sequence in scored if sequence.routing is not None]
+    gates = [sequence.gates for sequence in routed if sequence.gates is not None]
+    margins = [sequence.margins for sequence in routed if sequence.margins is not None]
+    wanted = read_routing_part(run.routing_part("rollout/decode", part)).gates is not None
+    write_routing(
+        run.routing_part(leg, part),
+        [sequence.routing for sequence in routed if sequence.routing is not None],
+        [sequence.sequence_id for sequence in routed],
+        gates=gates if wanted and len(gates) == len(routed) else None,
+        margins=margins if len(margins) == len(routed) else None,
+    )
 
 
 def _requests(run: RunDirectory, part: int, *, replay: bool) -> list[ScoreRequest]:

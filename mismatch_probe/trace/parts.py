@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,30 +110,59 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         ) from error
 
 
-def write_routing(path: Path, experts: list[npt.NDArray[np.int16]], sequence_ids: list[int]) -> None:
+@dataclass(frozen=True, slots=True)
+class RoutingPart:
+    """The routes of one part.
+
+    Attributes:
+        experts: int16 [tokens, MoE layers, top_k].
+        offsets: int64 [sequences + 1]; where each sequence's fed tokens begin and end.
+        sequence_id: int64 [sequences].
+        gates: float16 [tokens, MoE layers, top_k]; the weight of each expert, or None where the leg does not give them.
+        margins: float16 [tokens, MoE layers]; the router's score of its last choice minus that of the first expert left
+            out, or None.
+    """
+
+    experts: npt.NDArray[np.int16]
+    offsets: npt.NDArray[np.int64]
+    sequence_id: npt.NDArray[np.int64]
+    gates: npt.NDArray[np.float16] | None = None
+    margins: npt.NDArray[np.float16] | None = None
+
+
+def write_routing(
+    path: Path,
+    experts: list[npt.NDArray[np.int16]],
+    sequence_ids: list[int],
+    *,
+    gates: Sequence[npt.NDArray[np.floating]] | None = None,
+    margins: Sequence[npt.NDArray[np.floating]] | None = None,
+) -> None:
     """Writes the routes of one part atomically.
 
     Args:
         path: The safetensors file.
         experts: Per sequence, int16 [fed tokens, MoE layers, top_k].
         sequence_ids: One per sequence.
+        gates: Per sequence, float [fed tokens, MoE layers, top_k], kept as float16; or None.
+        margins: Per sequence, float [fed tokens, MoE layers], kept as float16; or None.
     """
     from safetensors.numpy import save_file
 
     lengths = np.array([0, *[len(rows) for rows in experts]], dtype=np.int64)
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "experts": np.ascontiguousarray(np.concatenate(experts)),
         "offsets": np.cumsum(lengths),
         "sequence_id": np.asarray(sequence_ids, dtype=np.int64),
     }
+    for name, arrays in (("gates", gates), ("margins", margins)):
+        if arrays is not None:
+            tensors[name] = np.concatenate(arrays).astype(np.float16)
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
-def read_routing(path: Path) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def read_routing_part(path: Path) -> RoutingPart:
     """Reads the routes of one part.
-
-    Returns:
-        experts int16 [tokens, MoE layers, top_k], offsets int64 [sequences + 1], sequence_id int64 [sequences].
 
     Raises:
         RunDirectoryError: The part is damaged.
@@ -142,6 +172,25 @@ def read_routing(path: Path) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int6
 
     try:
         tensors = load_file(path)
-        return tensors["experts"], tensors["offsets"], tensors["sequence_id"]
+        return RoutingPart(
+            tensors["experts"],
+            tensors["offsets"],
+            tensors["sequence_id"],
+            tensors.get("gates"),
+            tensors.get("margins"),
+        )
     except (SafetensorError, OSError, KeyError) as error:
         raise RunDirectoryError(f"{path} is damaged: {error}", hint="record or score it again") from error
+
+
+def read_routing(path: Path) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Reads the experts of one part.
+
+    Returns:
+        experts int16 [tokens, MoE layers, top_k], offsets int64 [sequences + 1], sequence_id int64 [sequences].
+
+    Raises:
+        RunDirectoryError: The part is damaged.
+    """
+    part = read_routing_part(path)
+    return part.experts, part.offsets, part.sequence_id

@@ -76,6 +76,10 @@ class RunDirectory:
         """Part `index` of the routes that a leg took."""
         return self.path / ROUTING_FOLDER / leg / part_name(index, "safetensors")
 
+    def replay_part(self, index: int) -> Path:
+        """Part `index` of the study of routing replay."""
+        return self.path / ROUTING_FOLDER / "replay" / part_name(index, "parquet")
+
     def log_path(self, name: str) -> Path:
         """Where a worker process of this run writes what its engine prints."""
         return self.path / "logs" / f"{name}.log"

@@ -55,3 +55,17 @@ def score_schema() -> pa.Schema:
         ],
         metadata={"mismatch_probe.schema_version": str(SCHEMA_VERSION)},
     )
+
+
+def replay_schema() -> pa.Schema:
+    """One row a case and sequence of the replay study; log-probabilities of the same response tokens (nats, float32)."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("case", pa.string(), nullable=False),
+            pa.field("sequence_id", pa.int64(), nullable=False),
+            pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
+        ],
+        metadata={"mismatch_probe.schema_version": str(SCHEMA_VERSION)},
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import InconclusiveError, RunDirectoryError
-from mismatch_probe.trace.parts import read_routing, read_table
+from mismatch_probe.trace.parts import RoutingPart, read_routing, read_routing_part, read_table
 from mismatch_probe.trace.run_directory import RunDirectory
-from mismatch_probe.trace.schema import rollout_schema, score_schema
+from mismatch_probe.trace.schema import replay_schema, rollout_schema, score_schema
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -154,6 +155,45 @@ class Trace:
             )
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return np.concatenate([part[0] for part in parts]), offsets
+
+    def route_parts(self, leg: str) -> Iterator[RoutingPart]:
+        """The routes of one leg, one part at a time, in the order of the rollout's sequences.
+
+        Raises:
+            InconclusiveError: Routes of some sequence or token are missing.
+        """
+        fed = np.diff(self.rollout.prompt_offsets) + self.rollout.lengths - 1
+        begin = 0
+        for index in range(self._num_parts):
+            part = read_routing_part(self._run.routing_part(leg, index))
+            end = begin + len(part.sequence_id)
+            if not np.array_equal(
+                part.sequence_id, self.rollout.sequence_id[begin:end]
+            ) or not np.array_equal(np.diff(part.offsets), fed[begin:end]):
+                break
+            yield part
+            begin = end
+        if begin != len(fed):
+            raise InconclusiveError(
+                f"the routes of {leg} do not cover every fed token", hint="record the run again"
+            )
+
+    def replay_cases(self) -> dict[str, dict[int, FloatArray]]:
+        """Log-probabilities of the replay study by case and sequence id, float64 [response tokens], nats.
+
+        Empty where the study was not made for every part.
+        """
+        paths = [self._run.replay_part(index) for index in range(self._num_parts)]
+        cases: dict[str, dict[int, FloatArray]] = {}
+        if not all(path.is_file() for path in paths):
+            return cases
+        for path in paths:
+            table = read_table(path, replay_schema())
+            for case, sequence, logprobs in zip(
+                table["case"].to_pylist(), table["sequence_id"].to_pylist(), table["logprobs"], strict=True
+            ):
+                cases.setdefault(case, {})[sequence] = np.array(logprobs.values, dtype=np.float64)
+        return cases
 
 
 def _flatten(column: object) -> tuple[npt.NDArray[np.float64], IntArray]:

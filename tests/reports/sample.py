@@ -6,7 +6,7 @@ Only the numbers that an engine would give are made up, so a change of what the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,6 +22,7 @@ from mismatch_probe.simulate import simulate_methods
 from mismatch_probe.stages.drift_sections import drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
+from mismatch_probe.trace.parts import RoutingPart
 from mismatch_probe.trace.trace import Rollout
 from mismatch_probe.verdict import judge
 
@@ -118,6 +119,28 @@ class SyntheticTrace:
         if leg != "rollout/decode":
             routes[self._flips, -1] = (routes[self._flips].max(axis=-1) + 1) % NUM_EXPERTS
         return routes, self._route_offsets
+
+
+    def route_parts(self, leg: str) -> Iterator[RoutingPart]:
+        """The same in one part; the training side with its router margins."""
+        experts, offsets = self.routes(leg)
+        margins = None if leg == "rollout/decode" else np.where(self._flips, 0.01, 0.4).astype(np.float16)
+        yield RoutingPart(experts, offsets, self.rollout.sequence_id, margins=margins)
+
+    def replay_cases(self) -> dict[str, dict[int, FloatArray]]:
+        """A study of replay over every fourth sequence: each layer takes its share of what routing adds."""
+        forward, replay, repeat = (self._legs[f"train/{leg}"] for leg in ("forward", "replay", "repeat"))
+        cases = {"own": forward, "self": forward, "repeat": repeat, "recorded": forward, "rollout": replay}
+        share = np.linspace(0.0, 2.0 / NUM_LAYERS, NUM_LAYERS)
+        for layer in range(NUM_LAYERS):
+            cases[f"only/{layer}"] = forward + share[layer] * (replay - forward)
+            cases[f"without/{layer}"] = replay - share[layer] * (replay - forward)
+        offsets = self.rollout.offsets
+        chosen = range(0, len(self.rollout.sequence_id), 4)
+        return {
+            case: {index: values[offsets[index] : offsets[index + 1]] for index in chosen}
+            for case, values in cases.items()
+        }
 
 
 def shift_logit(logprobs: FloatArray, noise: FloatArray) -> FloatArray:

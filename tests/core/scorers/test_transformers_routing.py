@@ -50,7 +50,7 @@ IDS = torch.arange(1, 41).view(2, 20)
 def test_replaying_a_forwards_own_routes_changes_nothing(hooked):
     model, hooks = hooked
     free = forward(model, hooks, IDS, capture=True)
-    routes = hooks.take().long()
+    routes = hooks.take().ids.long()
     assert routes.shape == (40, hooks.num_layers, 2)
     assert torch.equal(forward(model, hooks, IDS, forced=routes), free)
     # Nor does it matter in which order the engine listed them.
@@ -60,7 +60,7 @@ def test_replaying_a_forwards_own_routes_changes_nothing(hooked):
 def test_other_routes_change_the_logits_and_only_where_they_are_forced(hooked):
     model, hooks = hooked
     free = forward(model, hooks, IDS, capture=True)
-    routes = hooks.take().long()
+    routes = hooks.take().ids.long()
     other = (routes + 1) % 8
     mixed = torch.full_like(routes, -1)
     mixed[-1] = other[-1]
@@ -74,9 +74,9 @@ def test_other_routes_change_the_logits_and_only_where_they_are_forced(hooked):
 def test_forced_routes_are_what_is_captured(hooked):
     model, hooks = hooked
     forward(model, hooks, IDS, capture=True)
-    other = (hooks.take().long() + 3) % 8
+    other = (hooks.take().ids.long() + 3) % 8
     forward(model, hooks, IDS, capture=True, forced=other)
-    assert torch.equal(hooks.take().long().sort(-1).values, other.sort(-1).values)
+    assert torch.equal(hooks.take().ids.long().sort(-1).values, other.sort(-1).values)
 
 
 def test_the_hook_adds_nothing_when_it_is_idle():
@@ -90,7 +90,7 @@ def test_bfloat16_replay_is_exact_too():
     model = model_of("Qwen3Moe", torch.bfloat16)
     hooks = hook_routers(model, num_moe_layers=2)
     free = forward(model, hooks, IDS, capture=True)
-    assert torch.equal(forward(model, hooks, IDS, forced=hooks.take().long()), free)
+    assert torch.equal(forward(model, hooks, IDS, forced=hooks.take().ids.long()), free)
 
 
 def test_a_router_of_an_unknown_kind_is_refused():
