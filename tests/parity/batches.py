@@ -7,9 +7,17 @@ from dataclasses import dataclass
 import torch
 
 from mismatch_probe.weights import Batch, WeightMethod
+from mismatch_probe.weights.aggregation import Aggregation
 
 LENGTHS = (13, 5, 1, 9, 12, 3, 13, 7)
 WIDTH = 15
+AGGREGATIONS: tuple[Aggregation, ...] = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+)
 ADVANTAGES = (1.3, -0.7, 0.4, -2.0, 0.9, -1.1, -0.2, 0.6)
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from parity.batches import Tokens, draw, kept_share
+from parity.batches import AGGREGATIONS, Tokens, draw, kept_share
 from parity.conftest import Agree
 from parity.verl_side import correction, loss_gradient, normalisers, preset_keys
 
 from mismatch_probe.weights import WeightMethod, get_method, get_method_as_coded
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 # verl's means add 1e-8 to the count that they divide by: of the tokens of a sequence, or of all weights.
 COUNT_OFFSET = 3e-8
 

@@ -7,20 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from parity.batches import WIDTH, draw, kept_share
+from parity.batches import AGGREGATIONS, WIDTH, draw, kept_share
 from parity.conftest import Agree
 from parity.verl_side import loss_gradient
 
 from mismatch_probe.weights import WeightMethod, get_method, get_method_as_coded
+from mismatch_probe.weights.aggregation import Aggregation
 from mismatch_probe.weights.signals import penalised_coefficient
 
-AGGREGATIONS = (
-    "token-mean",
-    "token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-sum-norm",
-)
 # verl adds 1e-8 to the count of a sequence's tokens before it divides by it: 1e-8 of a response of one token's gradient
 # and, in geo_mean, which divides the log-ratios and the advantages so, twice that.
 COUNT_OFFSET = 3e-8
@@ -46,7 +40,7 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     policy_loss: dict[str, Any] = field(default_factory=dict)
     drops: bool = True
-    aggregations: tuple[str, ...] = AGGREGATIONS
+    aggregations: tuple[Aggregation, ...] = AGGREGATIONS
 
     def make(self) -> WeightMethod:
         return get_method_as_coded("verl", self.method, **self.changes)
@@ -55,7 +49,7 @@ class Case:
         return f"{self.loss_mode}-{self.method}"
 
 
-OWN = ("seq-mean-token-mean",)
+OWN: tuple[Aggregation, ...] = ("seq-mean-token-mean",)
 CASES = [
     Case("vanilla", "dual_clip"),
     Case(
