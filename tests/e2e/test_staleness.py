@@ -50,12 +50,14 @@ def test_the_runs_own_weights_are_read_bit_by_bit_the_same(measured):
 def test_optimiser_steps_move_the_policy_and_more_of_them_more(measured):
     fit = measured[1]
     few, many, _ = fit.points
-    assert 0 < few.kl_movement.value < many.kl_movement.value
-    assert few.kl_movement.ci_low > 0
+    assert 0 < few.half_square.value < many.half_square.value
+    assert few.mean_abs.ci_high < many.mean_abs.ci_low
     assert 0.2 < fit.model.growth < 2.5
     for point in (few, many):
-        assert point.kl.value == pytest.approx(point.kl_weighted.value, rel=0.15)
-        assert 0.3 < point.std_log_weight.value / point.gaussian_std < 3
+        # Both read one KL; single tokens may part their values, not their intervals.
+        assert point.kl.ci_low < point.kl_weighted.ci_high
+        assert point.kl_weighted.ci_low < point.kl.ci_high
+        assert 0.7 < point.std_log_weight.value / point.independent_std < 1.5
 
 
 def test_rounding_in_pi_old_leaves_the_product(measured):
