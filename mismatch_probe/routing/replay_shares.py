@@ -22,7 +22,7 @@ from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import Statistic, interval_from_table
 
 # Shares are parts of 1: an interval longer than this says nothing.
-_WIDEST = 2.0
+_WIDEST = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,5 +150,5 @@ def _withheld_if_wide(estimate: Estimate) -> Estimate:
     low, high = estimate.ci_low, estimate.ci_high
     if low is None or high is None or high - low <= _WIDEST:
         return estimate
-    reason = "the interval is wider than the drift itself: more sequences are needed"
+    reason = "the interval is as wide as the whole drift: more sequences are needed"
     return Estimate(estimate.value, None, None, estimate.n, reason)

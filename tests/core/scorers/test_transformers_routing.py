@@ -26,9 +26,9 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def model_of(family, dtype=torch.float32):
+def model_of(family, dtype=torch.float32, **changes):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **FAMILIES[family]})
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **FAMILIES[family], **changes})
     return getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
 
 
@@ -106,3 +106,76 @@ def test_nothing_captured_is_an_error():
         pass
     with pytest.raises(CaptureError):
         hooks.take()
+
+
+def test_margin_is_how_close_the_first_expert_left_out_came(hooked):
+    """Raising the score of the best expert left out by the margin, and no less, makes it a choice."""
+    model, hooks = hooked
+    forward(model, hooks, IDS, capture=True)
+    taken = hooks.take()
+    assert taken.margins.shape == (40, hooks.num_layers) and (taken.margins > 0).all()
+    router = router_modules(model)[0]
+    seen = []
+    plain = router.forward
+    router.forward = lambda *args, **kwargs: seen.append(plain(*args, **kwargs)) or seen[-1]
+    forward(model, hooks, IDS)
+    logits, _, ids = seen[0]
+    if hasattr(router, "e_score_correction_bias"):
+        scores = logits.sigmoid().view(40, 2, 4)
+        groups = scores.topk(2).values.sum(-1).argmax(-1)
+        scores = scores[torch.arange(40), groups]
+    else:
+        scores = logits
+    ranked = scores.sort(descending=True).values
+    assert torch.allclose(taken.margins[:, 0], ranked[:, 1] - ranked[:, 2], atol=1e-6)
+    assert torch.equal(ids.sort().values, taken.ids[:, 0].long().sort().values)
+
+
+def test_a_model_that_leaves_no_expert_out_has_no_margin():
+    model = model_of("Mixtral", num_experts_per_tok=8)
+    hooks = hook_routers(model, num_moe_layers=2)
+    forward(model, hooks, IDS, capture=True)
+    assert torch.isinf(hooks.take().margins).all()
+
+
+def test_forced_gates_are_used_and_not_a_number_leaves_the_own(hooked):
+    model, hooks = hooked
+    free = forward(model, hooks, IDS, capture=True)
+    taken = hooks.take()
+    own = taken.ids.long(), taken.gates.clone()
+    with torch.inference_mode(), hooks.forward(capture=False, forced=own[0], forced_gates=own[1]):
+        assert torch.equal(model(input_ids=IDS, use_cache=False).logits, free)
+    # Other weights for the last token only; the order in which the experts are listed carries them along.
+    other = torch.full_like(own[1], float("nan"))
+    other[-1] = own[1][-1].flip(-1) * 0.5
+    with torch.inference_mode(), hooks.forward(capture=True, forced=own[0].flip(-1), forced_gates=other):
+        changed = model(input_ids=IDS, use_cache=False).logits
+    assert torch.equal(changed[:, :-1], free[:, :-1])
+    assert not torch.allclose(changed[1, -1], free[1, -1], atol=1e-5)
+    again = hooks.take()
+    listed = own[0].flip(-1)[-1].gather(-1, own[0].flip(-1)[-1].argsort(-1))
+    assert torch.equal(again.ids[-1].long().sort(-1).values, listed)
+    by_expert = dict(zip(own[0].flip(-1)[-1, 0].tolist(), other[-1, 0].tolist(), strict=True))
+    got = dict(zip(again.ids[-1, 0].tolist(), again.gates[-1, 0].tolist(), strict=True))
+    assert got == pytest.approx(by_expert)
+
+
+@pytest.mark.parametrize("broken", [[-1, 3], [255, 3], [3, 3], [8, 0]])
+def test_what_is_no_route_leaves_the_choice_to_the_router(hooked, broken):
+    model, hooks = hooked
+    free = forward(model, hooks, IDS)
+    forced = torch.tensor(broken).expand(40, hooks.num_layers, 2)
+    assert torch.equal(forward(model, hooks, IDS, forced=forced), free)
+
+
+def test_replaying_one_layer_leaves_the_others_their_choice():
+    model = model_of("Qwen3Moe")
+    hooks = hook_routers(model, num_moe_layers=2)
+    forward(model, hooks, IDS, capture=True)
+    own = hooks.take().ids.long()
+    single = torch.full_like(own, -1)
+    single[:, 1] = (own[:, 1] + 1) % 8
+    forward(model, hooks, IDS, capture=True, forced=single)
+    got = hooks.take().ids.long()
+    assert torch.equal(got[:, 0], own[:, 0])
+    assert torch.equal(got[:, 1].sort(-1).values, single[:, 1].sort(-1).values)
