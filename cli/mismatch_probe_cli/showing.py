@@ -36,6 +36,42 @@ def show_result(
         from mismatch_probe_reports import render_terminal
 
         render_terminal(result, stdout())
+    _say_where(run, files, output_format)
+
+
+def show_part(
+    result: dict[str, Any],
+    run: RunDirectory,
+    files: ReportFiles | None,
+    output_format: Format,
+    *,
+    parts: tuple[str, ...],
+    content: Any,
+) -> None:
+    """Prints some parts of a report to stdout, or as JSON what they were made from; says where the report is.
+
+    Args:
+        result: What the parts are made from.
+        run: The run.
+        files: What was written, or None.
+        output_format: How to print.
+        parts: Names of sections of the report.
+        content: What to print as JSON.
+    """
+    if output_format is Format.json:
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+    elif output_format is Format.markdown:
+        from mismatch_probe_reports import render_markdown_parts
+
+        typer.echo(render_markdown_parts(result, parts))
+    else:
+        from mismatch_probe_reports import render_terminal_parts
+
+        render_terminal_parts(result, parts, stdout())
+    _say_where(run, files, output_format)
+
+
+def _say_where(run: RunDirectory, files: ReportFiles | None, output_format: Format) -> None:
     if files is not None:
         for reason in files.skipped:
             stderr().print(f"[dim]{clean(str(reason))}[/]", soft_wrap=True)

@@ -72,7 +72,7 @@ def bias_variance(
         MismatchProbeError: The method cannot be had on these responses.
     """
     ground = ground_of(responses)
-    sums = sum_weights([method], responses, ground)[method.name]
+    sums = sum_weights({method.name: method}, responses, ground)[method.name]
     if isinstance(sums, MismatchProbeError):
         raise sums
     own = sums.weight / ground.lengths

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from mismatch_probe.simulate.intervals import PromptSums, kish, quotient, ratio_of_quotients
 from mismatch_probe.simulate.response import LengthBucket, SignSummary
 from mismatch_probe.simulate.sums import EMPTY, Ground, SequenceSums
+from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.tails import rate_from_table
 
 if TYPE_CHECKING:
     from mismatch_probe.weights import WeightMethod
@@ -65,6 +67,9 @@ class Cells:
             "negative_weight": weight * negative,
             "tokens": ground.lengths,
             "kept": sums.kept,
+            # Tokens of a sequence are dropped together by a method of sequences.
+            "proxy": ground.lengths * ground.log_weight * by_sequence,
+            "proxy_squares": ground.lengths * np.square(ground.log_weight) * by_sequence,
             "size": amount * ground.lengths,
             "gradient": amount * sums.weight,
         }
@@ -123,9 +128,7 @@ class Cells:
                 missing=absent or "every weight is 0",
                 highest=1.0,
             ),
-            "kept_fraction": prompt_sums.estimate(
-                ("kept", "tokens"), quotient, n=tokens, missing=missing, highest=1.0
-            ),
+            "kept_fraction": self._kept(prompt_sums, times, tokens, missing),
             "gradient_mass": prompt_sums.estimate(
                 ("gradient", "size"), quotient, n=tokens, missing=absent or reason
             ),
@@ -133,6 +136,19 @@ class Cells:
             "empty_tokens": int(self.sums.empty[here].sum()),
             "empty_sequences": int((self.sums.largest[here] <= EMPTY).sum()),
         }
+
+    def _kept(self, sums: PromptSums, times: int, tokens: int, missing: str) -> Estimate:
+        """Share of tokens kept; what is dropped is a rate, whose interval holds where it is rare or never seen."""
+        if self.resamples == 0 or tokens == 0:
+            return sums.estimate(("kept", "tokens"), quotient, n=tokens, missing=missing)
+        names = ("kept", "proxy", "proxy_squares", "tokens")
+        table = np.stack([sums.columns[name] for name in names], axis=1) / times
+        table = table[table[:, 3] > 0]
+        table[:, 0] = table[:, 3] - table[:, 0]
+        dropped = rate_from_table(table)
+        ends = [None if end is None else 1.0 - end for end in (dropped.ci_high, dropped.ci_low)]
+        value = None if dropped.value is None else 1.0 - dropped.value
+        return Estimate(value, ends[0], ends[1], tokens, dropped.reason)
 
     def _balance(self, here: BoolArray, times: int) -> dict[str, Any]:
         prompt_sums = self._prompt_sums(here)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from mismatch_probe.errors import ConfigError
-from mismatch_probe.simulate.respond import respond
-from mismatch_probe.simulate.response import MethodResponse
+from mismatch_probe.errors import ConfigError, InconclusiveError
+from mismatch_probe.simulate.respond import respond_all
+from mismatch_probe.simulate.response import MethodResponse, Unavailable
 from mismatch_probe.simulate.responses import Responses
+from mismatch_probe.simulate.stale_updates import MeasuredUpdates, draw_tokens, stale_log_ratio
+from mismatch_probe.stats.layout import SequenceLayout
+
+if TYPE_CHECKING:
+    from mismatch_probe.weights import WeightMethod
 
 FloatArray = npt.NDArray[np.float64]
 
 STALENESS = (1, 2, 4, 8, 16, 32, 64)
 # Beyond this many times the longest response, what was measured says nothing of how errors accumulate.
 MAX_STRETCH = 8
-_MAX_TOKENS = 2_000_000
+MIN_SEQUENCES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +63,23 @@ class ExtrapolatedPoint:
     Attributes:
         length: Tokens of every response.
         staleness: N = rollout batch / mini-batch: how many updates one rollout feeds.
-        response: What the correction does, both signs tried on every response; None where refused. Its
-            intervals are left out: they would be those of the simulation, not of the run.
         measured: Whether the length lies within what was measured (then only the staleness is modelled).
-        reason: Why there is no response, or None.
+        drawn: "none" at N = 1; "measured" where updates were drawn from checkpoints, "model" where from a
+            Gaussian model.
+        sequences: Responses made up.
+        log_weight: Mean of their log W, nats; None where refused.
+        responses: What each correction does, by key, both signs tried on every response; empty where refused.
+            Intervals say how well so many made-up responses know a number, not how well the run does.
+        reason: Why there are no responses, or None.
     """
 
     length: int
     staleness: int
-    response: MethodResponse | None
     measured: bool
+    drawn: Literal["none", "measured", "model"]
+    sequences: int
+    log_weight: float | None
+    responses: dict[str, MethodResponse | Unavailable]
     reason: str | None
 
 
@@ -94,77 +107,151 @@ def measured_staleness(
 
 
 def extrapolate(
-    name: str,
+    methods: Sequence[str | WeightMethod] | Mapping[str, WeightMethod],
     responses: Responses,
     *,
     lengths: Sequence[int],
     staleness: Sequence[int] = STALENESS,
     model: StalenessModel | None = None,
+    updates: MeasuredUpdates | None = None,
     sequences: int = 1024,
+    tokens: int = 2_000_000,
+    resamples: int = 0,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[ExtrapolatedPoint]:
-    """Tries a correction on made-up responses whose mismatch was measured.
+    """Tries corrections on made-up responses whose mismatch was measured; all on the same ones.
 
     Length: whole measured responses, drawn at random and put end to end, then cut; a shorter one is a random
     stretch of a measured one. Dependence within a response is kept, across responses there is none: where
     errors persist over long stretches the result is optimistic. W = (pi / pi_old) (pi_old / mu); the mismatch
-    is the measured pi_old / mu, the update's ratio is drawn from the model, with k = 0 .. N - 1 updates
-    behind it in equal shares.
+    is the measured pi_old / mu. The update's ratio is drawn with it from measured checkpoints where they are
+    given, from the model otherwise, with k = 0 .. N - 1 updates behind it in equal shares.
 
     Args:
-        name: Method, with default hyperparameters.
+        methods: Names, or methods, or methods by key.
         responses: What was measured.
         lengths: Lengths to try, tokens.
         staleness: N to try; only 1 can be had without a model.
         model: How far updates move the policy; None takes `measured_staleness`.
+        updates: Measured updates over the tokens of `responses` that count.
         sequences: Responses to make up for each point, fewer where they are very long.
+        tokens: Of the responses of one point together; at least 32 responses are made up all the same.
+        resamples: Bootstrap resamples of the made-up responses; 0 leaves out intervals.
         seed: Of all draws.
+        progress: Told of each point's responses and tokens when it is done.
 
     Raises:
         ConfigError: A length or an N below 1.
     """
     if min(lengths, default=0) < 1 or min(staleness, default=0) < 1:
         raise ConfigError("lengths and staleness must be at least 1")
-    chosen = model if model is not None else measured_staleness(responses)
-    longest = int(responses.lengths().max())
+    source = _Source.of(responses, model, updates)
     points = []
     for length in lengths:
+        count = max(MIN_SEQUENCES, min(sequences, tokens // length))
         for steps in staleness:
-            reason = _refusal(length, steps, longest, chosen)
-            response = None
-            if reason is None:
-                made = _make_up(responses, length, steps, chosen, sequences, seed)
-                response = _respond(name, made)
-            points.append(ExtrapolatedPoint(length, steps, response, length <= longest, reason))
+            point = _try(methods, source, length, steps, count, resamples=resamples, seed=seed)
+            points.append(point)
+            if progress is not None:
+                progress(count, count * length)
     return points
 
 
-def _refusal(length: int, steps: int, longest: int, model: StalenessModel | None) -> str | None:
-    if length > MAX_STRETCH * longest:
-        return f"{length} tokens are more than {MAX_STRETCH} times the longest response ({longest})"
-    if steps > 1 and model is None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """What made-up responses are drawn from.
+
+    Attributes:
+        mismatch: log pi_old - log mu of the tokens that count, nats.
+        layout: The measured responses they belong to.
+        longest: Tokens of the longest.
+        model: How far updates move the policy, or None.
+        updates: Measured updates, or None.
+    """
+
+    mismatch: FloatArray
+    layout: SequenceLayout
+    longest: int
+    model: StalenessModel | None
+    updates: MeasuredUpdates | None
+
+    @classmethod
+    def of(
+        cls, responses: Responses, model: StalenessModel | None, updates: MeasuredUpdates | None
+    ) -> _Source:
+        above = responses.train if responses.old is None else responses.old
+        lengths = responses.lengths().astype(np.int64)
+        mismatch = (above - responses.rollout)[responses.mask]
+        if responses.assumed:  # the second half repeats the first with the other sign
+            lengths, mismatch = lengths[: len(lengths) // 2], mismatch[: len(mismatch) // 2]
+        if updates is not None and updates.mismatch.shape != mismatch.shape:
+            raise ConfigError(f"updates of {updates.mismatch.size} tokens for responses of {mismatch.size}")
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return cls(
+            mismatch=mismatch,
+            layout=SequenceLayout.from_arrays(offsets, responses.clusters[: len(lengths)]),
+            longest=int(lengths.max()),
+            model=model if model is not None else measured_staleness(responses),
+            updates=updates,
+        )
+
+
+def _try(
+    methods: Sequence[str | WeightMethod] | Mapping[str, WeightMethod],
+    source: _Source,
+    length: int,
+    steps: int,
+    count: int,
+    *,
+    resamples: int,
+    seed: int,
+) -> ExtrapolatedPoint:
+    drawn: Literal["none", "measured", "model"] = (
+        "none" if steps == 1 else "model" if source.updates is None else "measured"
+    )
+    reason, made = _refusal(length, steps, source), None
+    if reason is None:
+        try:
+            made = _make_up(source, length, steps, count, seed)
+        except InconclusiveError as error:  # the checkpoints do not reach so far
+            reason = str(error)
+    if made is None:
+        return ExtrapolatedPoint(length, steps, length <= source.longest, drawn, 0, None, {}, reason)
+    return ExtrapolatedPoint(
+        length=length,
+        staleness=steps,
+        measured=length <= source.longest,
+        drawn=drawn,
+        sequences=count,
+        log_weight=float(made.log_weight().mean()),
+        responses=respond_all(methods, made, resamples=resamples, seed=seed),
+        reason=None,
+    )
+
+
+def _refusal(length: int, steps: int, source: _Source) -> str | None:
+    if length > MAX_STRETCH * source.longest:
+        return f"{length} tokens are more than {MAX_STRETCH} times the longest response ({source.longest})"
+    if steps > 1 and source.model is None:
         return "how far an update moves the policy is neither given nor measured (no pi_old in this run)"
     return None
 
 
-def _respond(name: str, made: Responses) -> MethodResponse:
-    from mismatch_probe.weights import get_method
-
-    return respond(get_method(name), made, resamples=0)
-
-
-def _make_up(
-    responses: Responses, length: int, steps: int, model: StalenessModel | None, sequences: int, seed: int
-) -> Responses:
+def _make_up(source: _Source, length: int, steps: int, count: int, seed: int) -> Responses:
     """Responses of one length, with pi_old, both signs of A on each."""
     generator = np.random.default_rng([seed, length, steps])
-    count = max(32, min(sequences, _MAX_TOKENS // length))
-    above = responses.train if responses.old is None else responses.old
-    pool = _Pool.of(np.where(responses.mask, above - responses.rollout, 0.0), responses)
-    log_mismatch = np.concatenate([pool.draw(length, generator) for _ in range(count)])
-    behind = np.repeat(generator.permutation(np.arange(count) % steps), length)
-    variance = 2.0 * (np.zeros(len(behind)) if model is None else model.kl(behind))
-    update = generator.normal(-variance / 2.0, np.sqrt(variance))
+    behind = generator.permutation(np.arange(count) % steps)
+    if steps > 1 and source.updates is not None and source.model is not None:
+        stale = stale_log_ratio(source.updates, behind, source.model.growth, generator, length=length)
+        log_mismatch, update = stale.mismatch.ravel(), stale.update.ravel()
+    else:
+        drawn = [draw_tokens(source.layout, length, generator) for _ in range(count)]
+        log_mismatch = source.mismatch[np.concatenate(drawn)]
+        variance = np.repeat(
+            2.0 * (behind * 0.0 if source.model is None else source.model.kl(behind)), length
+        )
+        update = generator.normal(-variance / 2.0, np.sqrt(variance))
     # log mu low enough that no made-up log pi is above 0; methods that read probabilities see tokens of e^-3 and rarer.
     rollout = np.minimum(-3.0, -1e-3 - log_mismatch - np.maximum(update, 0.0))
     old = rollout + log_mismatch
@@ -176,35 +263,3 @@ def _make_up(
         None,
         old_logprobs=old,
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pool:
-    """The measured log-ratios, one array a response, and their cumulative share of the tokens."""
-
-    rows: list[FloatArray]
-    share: FloatArray
-
-    @classmethod
-    def of(cls, log_ratio: FloatArray, responses: Responses) -> _Pool:
-        pieces = np.split(log_ratio, responses.offsets[1:-1])
-        masks = np.split(responses.mask, responses.offsets[1:-1])
-        rows = [piece[mask] for piece, mask in zip(pieces, masks, strict=True)]
-        if responses.assumed:  # the second half repeats the first with the other sign
-            rows = rows[: len(rows) // 2]
-        rows = [row for row in rows if len(row)]
-        reached = np.cumsum([len(row) for row in rows], dtype=np.float64)
-        return cls(rows, reached / reached[-1])
-
-    def draw(self, length: int, generator: np.random.Generator) -> FloatArray:
-        """A made-up response: a stretch of a measured one, or several end to end."""
-        pieces: list[FloatArray] = []
-        have = 0
-        while have < length:
-            row = self.rows[int(np.searchsorted(self.share, generator.random(), side="right"))]
-            if len(row) > length - have:
-                start = int(generator.integers(0, len(row) - (length - have) + 1))
-                row = row[start : start + length - have]
-            pieces.append(row)
-            have += len(row)
-        return np.concatenate(pieces)

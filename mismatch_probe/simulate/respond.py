@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy.typing as npt
@@ -64,7 +64,7 @@ def simulate_methods(
 
 
 def respond_all(
-    methods: Sequence[str | WeightMethod] | None,
+    methods: Sequence[str | WeightMethod] | Mapping[str, WeightMethod] | None,
     responses: Responses,
     *,
     resamples: int = 1000,
@@ -74,33 +74,34 @@ def respond_all(
     """What each correction would do with checked responses; see `simulate_methods`.
 
     Args:
-        methods: Names or methods; None takes all that are registered.
+        methods: Names or methods, or methods by keys of the caller's (one method with several hyperparameters);
+            None takes all that are registered.
         responses: The responses.
         resamples: Bootstrap resamples; 0 leaves out intervals.
         seed: Of the bootstrap.
         complete: Whether to add numbers by sign and by length, bias and variance, the curve and the points.
 
+    Returns:
+        By name or by key, in the order asked for.
+
     Raises:
         ConfigError: An unknown method.
     """
-    from mismatch_probe.weights import available_methods, get_method
-
-    names = available_methods() if methods is None else methods
-    chosen = [get_method(method) if isinstance(method, str) else method for method in names]
+    chosen = _by_key(methods)
     ground = ground_of(responses)
     places = bucket_places(ground.lengths) if complete else []
     tail = tail_of(ground) if complete else None
     sums = sum_weights(chosen, responses, ground)
     made: dict[str, MethodResponse | Unavailable] = {}
-    for method in chosen:
-        own = sums[method.name]
+    for key, method in chosen.items():
+        own = sums[key]
         if isinstance(own, MismatchProbeError):
-            made[method.name] = Unavailable(method.label, str(own))
+            made[key] = Unavailable(method.label, str(own))
             continue
         cells = Cells.of(method, ground, own, resamples=resamples, seed=seed)
-        made[method.name] = _total(method, cells)
+        made[key] = _total(method, cells)
         if tail is not None:
-            made[method.name] = dataclasses.replace(
+            made[key] = dataclasses.replace(
                 _total(method, cells),
                 by_sign={"positive": cells.sign(1.0), "negative": cells.sign(-1.0)},
                 by_length=[cells.bucket(here) for here in places],
@@ -122,10 +123,22 @@ def respond(
         MismatchProbeError: The method cannot be had on these responses.
     """
     ground = ground_of(responses)
-    sums = sum_weights([method], responses, ground)[method.name]
+    sums = sum_weights({method.name: method}, responses, ground)[method.name]
     if isinstance(sums, MismatchProbeError):
         raise sums
     return _total(method, Cells.of(method, ground, sums, resamples=resamples, seed=seed))
+
+
+def _by_key(
+    methods: Sequence[str | WeightMethod] | Mapping[str, WeightMethod] | None,
+) -> Mapping[str, WeightMethod]:
+    from mismatch_probe.weights import available_methods, get_method
+
+    if isinstance(methods, Mapping):
+        return methods
+    names = available_methods() if methods is None else methods
+    made = [get_method(method) if isinstance(method, str) else method for method in names]
+    return {method.name: method for method in made}
 
 
 def _total(method: WeightMethod, cells: Cells) -> MethodResponse:

@@ -6,7 +6,7 @@ not grow with the run. A method that decides over a whole batch (M2PO) then take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,35 +104,32 @@ def ground_of(responses: Responses) -> Ground:
 
 
 def sum_weights(
-    methods: Sequence[WeightMethod], responses: Responses, ground: Ground, *, max_tokens: int = MAX_TOKENS
+    methods: Mapping[str, WeightMethod], responses: Responses, ground: Ground, *, max_tokens: int = MAX_TOKENS
 ) -> dict[str, SequenceSums | MismatchProbeError]:
     """Sums of several corrections over the same responses.
 
     Args:
-        methods: The corrections.
+        methods: The corrections by the key that their sums are to have.
         responses: The responses.
         ground: `ground_of(responses)`.
         max_tokens: Tokens worked on at a time; a longer sequence goes alone.
 
     Returns:
-        By name of the method; in place of the sums the error of a method that cannot be had on these
+        By key; in place of the sums the error of a method that cannot be had on these
         responses. Errors of our own code that are not `MismatchProbeError` are raised.
     """
-    made: dict[str, list[_Piece]] = {method.name: [] for method in methods}
-    failed: dict[str, SequenceSums | MismatchProbeError] = {}
+    made: dict[str, list[_Piece]] = {key: [] for key in methods}
+    failed: dict[str, MismatchProbeError] = {}
     for piece, batch in responses.pieces(max_tokens):
         view = _View.of(piece, ground.token_edges)
-        for method in methods:
-            if method.name in failed:
+        for key, method in methods.items():
+            if key in failed:
                 continue
             try:
-                made[method.name].append(view.sums(_coefficients(method, batch), method.kept_above))
+                made[key].append(view.sums(_coefficients(method, batch), method.kept_above))
             except MismatchProbeError as error:
-                failed[method.name] = error
-    for method in methods:
-        if method.name not in failed:
-            failed[method.name] = _join(made[method.name])
-    return {method.name: failed[method.name] for method in methods}
+                failed[key] = error
+    return {key: failed[key] if key in failed else _join(made[key]) for key in methods}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

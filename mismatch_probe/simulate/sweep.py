@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mismatch_probe.errors import ConfigError
-from mismatch_probe.simulate.respond import respond
-from mismatch_probe.simulate.response import MethodResponse
+from mismatch_probe.simulate.respond import respond_all
+from mismatch_probe.simulate.response import MethodResponse, Unavailable
 from mismatch_probe.simulate.responses import Responses
+
+if TYPE_CHECKING:
+    from mismatch_probe.weights import WeightMethod
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +22,11 @@ class SweepPoint:
 
     Attributes:
         values: What was swept, by name.
-        response: What the correction does with them.
+        response: What the correction does with them, or why it cannot be had.
     """
 
     values: dict[str, Any]
-    response: MethodResponse
+    response: MethodResponse | Unavailable
 
 
 def sweep(
@@ -48,14 +51,26 @@ def sweep(
     Raises:
         ConfigError: Unknown names, values out of range, or nothing to sweep.
     """
+    settings = combinations(name, grid, fixed)
+    methods = {str(place): method for place, (_, method) in enumerate(settings)}
+    made = respond_all(methods, responses, resamples=resamples, seed=seed)
+    return [SweepPoint(values, made[str(place)]) for place, (values, _) in enumerate(settings)]
+
+
+def combinations(
+    name: str, grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any] | None = None
+) -> list[tuple[dict[str, Any], WeightMethod]]:
+    """Every combination of a sweep with the method that it makes; arguments as of `sweep`.
+
+    Raises:
+        ConfigError: Unknown names, values out of range, or nothing to sweep.
+    """
     from mismatch_probe.weights import get_method
 
     if not grid or not all(len(values) for values in grid.values()):
         raise ConfigError("a sweep needs at least one hyperparameter with at least one value")
-    points = []
+    made = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        method = get_method(name, **{**(fixed or {}), **values})
-        response = respond(method, responses, resamples=resamples, seed=seed)
-        points.append(SweepPoint(values, response))
-    return points
+        made.append((values, get_method(name, **{**(fixed or {}), **values})))
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mismatch_probe_reports.model import Report, build_report
 from mismatch_probe_reports.reading import Json
@@ -33,6 +34,24 @@ def render_markdown(result: Json) -> str:
     blocks += _section(report.section("validity"), ())
     blocks += _section(report.section("recommendation"), ("actions", "settings"))
     blocks.append(f"<sub>{_text(report.command)}, mismatch-probe {_text(report.tool_version)}</sub>")
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def render_markdown_parts(result: Json, parts: Sequence[str]) -> str:
+    """Return some parts of a report with all their tables in Markdown.
+
+    Args:
+        result: result.json as a mapping; only what these parts are made from need be there.
+        parts: Names of sections.
+    """
+    report = build_report(result)
+    blocks: list[str] = []
+    for name in parts:
+        section = report.section(name)
+        tables = section.brief or section.tables
+        blocks += _section(section, (), notes=True)
+        for table in () if section.missing else tables:
+            blocks += [f"**{_text(table.caption)}**", *_table(table), _text(table.note)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -67,7 +86,7 @@ def _key_numbers(report: Report) -> list[str]:
     return ["### Key numbers", _grid(["Quantity", "Value", ""], [False, True, False], rows)]
 
 
-def _section(section: Section, tables: tuple[str, ...]) -> list[str]:
+def _section(section: Section, tables: tuple[str, ...], *, notes: bool = False) -> list[str]:
     blocks = [f"### {_text(section.title)}"]
     if section.missing:
         return [*blocks, f"Not available: {_text(section.missing)}"]
@@ -75,7 +94,7 @@ def _section(section: Section, tables: tuple[str, ...]) -> list[str]:
     for table in section.brief or section.tables:
         if table.name in tables:
             blocks += _table(table)
-    return blocks
+    return [*blocks, *(_text(note) for note in section.notes if notes)]
 
 
 def _table(table: Table) -> list[str]:

@@ -21,7 +21,10 @@ from mismatch_probe_reports.sections.recommendation import build_recommendation
 from mismatch_probe_reports.sections.reference import build_glossary, build_reference
 from mismatch_probe_reports.sections.routing import build_routing
 from mismatch_probe_reports.sections.sequence import build_sequence, k_hat_cell
+from mismatch_probe_reports.sections.simulation import build_simulation
+from mismatch_probe_reports.sections.staleness import build_staleness
 from mismatch_probe_reports.sections.token_drift import build_token
+from mismatch_probe_reports.sections.tuning import build_tuning
 from mismatch_probe_reports.sections.validity import build_provenance, build_validity, subject
 from mismatch_probe_reports.sections.weights import build_weights
 from mismatch_probe_reports.tables import Cell, Section, estimate_cell
@@ -145,6 +148,9 @@ def build_report(result: Json) -> Report:
             build_token(result),
             build_sequence(result),
             build_weights(result),
+            build_simulation(result),
+            build_staleness(result),
+            build_tuning(result),
             build_routing(result),
             build_recommendation(result),
             build_reference(result),

@@ -16,8 +16,7 @@ def write_figures(result: Json, directory: Path) -> list[Path]:
 
     Args:
         result: result.json as a mapping.
-        directory: Where the figures go, each as `<name>.png`: waterfall, token_probability, ecdf, log_weight_length,
-            weights, routing.
+        directory: Where the figures go, each as `<name>.png` under its name in `mismatch_probe_reports.figures`.
 
     Raises:
         OSError: The directory cannot be written to.

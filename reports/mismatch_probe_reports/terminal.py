@@ -35,6 +35,29 @@ def render_terminal(result: Json, console: Console) -> None:
         console.print(item, highlight=False)
 
 
+def render_terminal_parts(result: Json, parts: Sequence[str], console: Console) -> None:
+    """Print some parts of a report with all their tables.
+
+    Args:
+        result: result.json as a mapping; only what these parts are made from need be there.
+        parts: Names of sections.
+        console: Where to print.
+    """
+    from rich.text import Text
+
+    report = build_report(result)
+    for name in parts:
+        section = report.section(name)
+        items: list[RenderableType] = _line(section) if section.missing else [_heading(section.title)]
+        if section.lead and not section.missing:
+            items.append(Text(section.lead))
+        for table in section.brief or section.tables:
+            items += [Text(""), *_table(table.caption, table, console.width)]
+        items += [Text(note, "dim") for note in section.notes]
+        for item in [*items, Text("")]:
+            console.print(item, highlight=False)
+
+
 def _summary(report: Report, width: int) -> list[RenderableType]:
     from rich.text import Text
 

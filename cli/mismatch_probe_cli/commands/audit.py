@@ -64,6 +64,8 @@ def audit(
     from mismatch_probe.stages.measure import measure_run
     from mismatch_probe.stages.plan import make_plan
     from mismatch_probe.stages.record_score import begin_manifest, record, score
+    from mismatch_probe.stages.simulation import simulate_run
+    from mismatch_probe.stages.simulation_plan import SimulationPlan
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.console import ProgressWatcher
     from mismatch_probe_cli.showing import show_result, write_reports
@@ -99,6 +101,7 @@ def audit(
             score(run, plan, watcher)
             watcher.message("measuring")
             result = measure_run(run, settings.bars)
+            result = simulate_run(run, SimulationPlan(), watcher)
             files = write_reports(run, result)
     show_result(result, run, files, output_format)
     raise typer.Exit(int(result["exit_code"]))

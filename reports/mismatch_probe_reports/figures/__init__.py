@@ -11,6 +11,8 @@ from mismatch_probe_reports.figures import (
     token_probability,
     waterfall,
     weight_curves,
+    weight_extrapolation,
+    weight_sweep,
     weights,
 )
 from mismatch_probe_reports.figures.canvas import Missing, Plot
@@ -33,6 +35,8 @@ SOURCES: tuple[Source, ...] = (
     weights,
     weight_curves.SEQUENCES,
     weight_curves.TOKENS,
+    weight_sweep,
+    weight_extrapolation,
     routing,
 )
 

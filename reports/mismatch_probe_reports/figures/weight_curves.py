@@ -26,6 +26,8 @@ FOOT_INCHES = 0.75
 TOP = 2.2
 # Half of the height is the most that a bar of the histogram takes.
 BAR_SHARE = 0.45
+# Share of a panel's height by which a line may pass a point; the line itself is wider.
+CORNER = 0.004
 # Wide enough to show the features that kernels, caps and clips have, whatever the run's own drift.
 LEAST_SPAN = {"log_weight": (-2.5, 1.5), "log_ratio": (-1.6, 1.8)}
 AXIS = {"log_weight": "log W of the response (nats)", "log_ratio": "log-ratio of the token (nats)"}
@@ -157,6 +159,30 @@ def _handles(palette: Palette, *, markers: bool) -> list[Any]:
     return handles
 
 
+def _corners(
+    grid: NDArray[np.float64], heights: NDArray[np.float64], span: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """Which points a line needs so that it passes the others within a fraction of its own width."""
+    kept = np.zeros(len(grid), dtype=bool)
+    inside = np.flatnonzero((grid >= span[0]) & (grid <= span[1]))
+    if not inside.size:
+        return kept
+    first, last = max(int(inside[0]) - 1, 0), min(int(inside[-1]) + 1, len(grid) - 1)
+    kept[[first, last]] = True
+    open_spans = [(first, last)]
+    while open_spans:
+        low, high = open_spans.pop()
+        if high - low < 2:
+            continue
+        between = np.interp(grid[low + 1 : high], grid[[low, high]], heights[[low, high]])
+        distance = np.abs(heights[low + 1 : high] - between)
+        farthest = low + 1 + int(np.nanargmax(distance)) if np.isfinite(distance).any() else high
+        if farthest < high and distance[farthest - low - 1] > CORNER * TOP:
+            kept[farthest] = True
+            open_spans += [(low, farthest), (farthest, high)]
+    return kept
+
+
 def _heights(spread: Spread, over: str) -> NDArray[np.float64]:
     """Heights of the histogram: of tokens on a log scale, since nearly all lie in one bin."""
     counts = np.log1p(spread.counts) if over == "log_ratio" else spread.counts
@@ -177,9 +203,11 @@ def _panel(
     panel.axvline(0.0, color=palette.muted, linewidth=0.8, zorder=2)
     scale = curve.undisturbed()
     for place, values in enumerate((curve.positive, curve.negative)):
+        heights = np.clip(values / scale, -TOP, 3 * TOP)
+        shown = _corners(curve.grid, heights, span) if curve.continuous else np.isfinite(heights)
         panel.plot(
-            curve.grid,
-            np.clip(values / scale, -TOP, 3 * TOP),
+            curve.grid[shown],
+            heights[shown],
             color=palette.series[place],
             linestyle=STYLES[place][1] if curve.continuous else "none",
             marker=None if curve.continuous else "ov"[place],
