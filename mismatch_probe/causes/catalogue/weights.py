@@ -112,4 +112,14 @@ WEIGHTS = (
         (("Megatron-based trainers", "check --norm-epsilon against the checkpoint"),
          ("any engine", "compare the resolved configs, not the command lines")),
     ),
+    Cause(
+        "other-constants", "MP652", "weights", "another constant of the model",
+        "Anything from no drift at all to unrelated outputs.",
+        "Comparison of both sides' constants (config.json): the key is named.",
+        "Set the constant alike on both sides and replay.",
+        "No published size.",
+        ("engines resolve missing keys to defaults of their own",),
+        (("vLLM", "compare hf_overrides and the resolved config that the log prints"),
+         ("Megatron-based trainers", "compare every argument that the converter derives from config.json")),
+    ),
 )  # fmt: skip
