@@ -20,6 +20,7 @@ NOISE = (
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
 )
 Agree = Callable[..., None]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

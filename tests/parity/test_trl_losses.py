@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from parity.batches import LENGTHS, Tokens, draw, kept_share
-from parity.conftest import Agree
+from parity.conftest import DTYPES, Agree
 from parity.trl_side import MAX_COMPLETION_LENGTH, loss_gradient
 
 from mismatch_probe.weights import Batch, get_method, get_method_as_coded
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 # How each loss_type of TRL turns token losses into one number.
 AGGREGATION = {
     "grpo": "seq-mean-token-mean",

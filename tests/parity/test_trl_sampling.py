@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from parity.batches import LENGTHS, Tokens, discrepancy, draw, kept_share, slope
-from parity.conftest import Agree
+from parity.conftest import DTYPES, Agree
 from parity.trl_side import make_trainer, read_log_probabilities
 
 from mismatch_probe.stats.naming import framework_metrics
 from mismatch_probe.weights import Batch, WeightMethod, get_method_as_coded
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 PROMPT = [3, 4, 5, 6]
 REWARDS = [1.0, 0.0, 0.5, 0.0, 2.0, 0.0, 0.25, 1.0]
 

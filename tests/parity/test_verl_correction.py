@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from parity.batches import AGGREGATIONS, Tokens, draw, kept_share
-from parity.conftest import Agree
+from parity.conftest import DTYPES, Agree
 from parity.verl_side import correction, loss_gradient, normalisers, preset_keys
 
+from mismatch_probe.stats.kl import token_k1, token_k2, token_k3
 from mismatch_probe.weights import WeightMethod, get_method, get_method_as_coded
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 # verl's means add 1e-8 to the count that they divide by: of the tokens of a sequence, or of all weights.
 COUNT_OFFSET = 3e-8
 
@@ -97,11 +97,7 @@ def test_keys(
         assert len(phi.unique()) > 1
 
 
-STATISTICS = {
-    "k1": lambda log_ratio: -log_ratio,
-    "k2": lambda log_ratio: 0.5 * log_ratio.square(),
-    "k3": lambda log_ratio: log_ratio.expm1() - log_ratio,
-}
+STATISTICS = {"k1": token_k1, "k2": token_k2, "k3": token_k3}
 
 
 @pytest.mark.parametrize("option", sorted({f"{r}_k{k}" for r in ("token", "seq_sum", "seq_mean", "seq_max") for k in (1, 2, 3)} - {"seq_max_k1"}))  # fmt: skip
@@ -112,7 +108,8 @@ def test_every_rejection_statistic(option: str) -> None:
     assert option in SUPPORTED_ROLLOUT_RS_OPTIONS and len(SUPPORTED_ROLLOUT_RS_OPTIONS) == 11
     tokens = draw(torch.float64, mismatch=0.3, staleness=0.1)
     level, kind = option.rsplit("_", 1)
-    values = STATISTICS[kind](tokens.old - tokens.rollout).masked_fill(~tokens.mask, 0.0)
+    values = torch.from_numpy(STATISTICS[kind]((tokens.old - tokens.rollout).numpy()))
+    values = values.masked_fill(~tokens.mask, 0.0)
     if level != "token":
         over = {
             "seq_sum": values.sum(-1),
@@ -131,6 +128,17 @@ def test_every_rejection_statistic(option: str) -> None:
     assert 0 < float(expected.sum()) < float(tokens.mask.sum())
     dropped = 1 - float(mask.sum()) / float(tokens.mask.sum())
     assert metrics["rollout_corr/rollout_rs_masked_fraction"] == pytest.approx(dropped, abs=1e-8)
+
+
+def test_several_options_are_an_and() -> None:
+    tokens = draw(torch.float64, mismatch=0.15, staleness=0.1)
+    _, both, _ = correction(tokens, rollout_rs="token_k1,seq_mean_k3", rollout_rs_threshold="0.8_1.3,0.011")
+    by_token = get_method_as_coded("verl", "icepop", variant="verl_token_k1", low=0.8, high=1.3)
+    by_response = get_method_as_coded("verl", "k3_rs", bound=0.011)
+    kept = [method.coefficients(tokens.batch()) > 0 for method in (by_token, by_response)]
+    free = get_method_as_coded("verl", "dual_clip").coefficients(tokens.batch()) > 0
+    assert torch.equal((both > 0) & free, kept[0] & kept[1])
+    assert not torch.equal(kept[0] & kept[1], kept[0]) and not torch.equal(kept[0] & kept[1], kept[1])
 
 
 BYPASS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
@@ -195,3 +203,14 @@ def test_weights_alone_without_a_clip(agree: Agree) -> None:
     loss = get_method("token_tis", cap=1.1).loss(tokens.batch(bypass=True), "token-mean")
     (ours,) = torch.autograd.grad(loss, tokens.train)
     agree("verl|`loss_type=reinforce`, rollout_is=token|`token_tis`|token-mean", theirs, ours, 1e-10)
+
+
+def test_every_preset_is_compared() -> None:
+    from verl.trainer.config import RolloutCorrectionConfig
+
+    presets = {
+        name
+        for name, member in vars(RolloutCorrectionConfig).items()
+        if isinstance(member, classmethod) and not name.startswith("_")
+    }
+    assert presets == {*PRESETS, *BYPASS, "disabled"}

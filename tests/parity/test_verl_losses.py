@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from parity.batches import AGGREGATIONS, WIDTH, draw, kept_share
-from parity.conftest import Agree
+from parity.conftest import DTYPES, Agree
 from parity.verl_side import loss_gradient
 
 from mismatch_probe.weights import WeightMethod, get_method, get_method_as_coded
@@ -73,7 +73,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@DTYPES
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_policy_loss(case: Case, dtype: torch.dtype, agree: Agree) -> None:
     method = case.make()
@@ -150,7 +150,7 @@ def test_losses_without_a_method_are_what_is_said_of_them(agree: Agree) -> None:
     assert bool(((penalised - free).abs() * tokens.mask > 1e-4).any())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@DTYPES
 def test_dro(dtype: torch.dtype, agree: Agree) -> None:
     """A signal that is no multiple of A, and so no method: the coefficient stands by itself."""
     tokens = draw(dtype, mismatch=0.1, staleness=0.3)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from parity.batches import LENGTHS, Tokens, draw
+from parity.conftest import DTYPES
 from parity.verl_side import correction
 
 from mismatch_probe.stats.naming import framework_metrics
+from mismatch_probe.weights import get_method_as_coded
 
 # verl adds 1e-8 to the counts that its means divide by.
 OFFSET = 3e-8
@@ -37,12 +39,13 @@ def test_every_offpolicy_metric(mismatch: float, dtype: torch.dtype, within: flo
     assert set(ours) == set(logged)
     for name, value in ours.items():
         assert value is not None
-        # In float32 a K3 or a chi-squared of 1e-4 is what is left of two numbers near 1.
+        # In float32 a K3 or a chi-squared of 1e-4 is what is left of two numbers near 1, and exp of a sum of ten nats
+        # has ten times the rounding of the sum.
         rounding = 4e-7 * max(1.0, mismatch) if dtype == torch.float32 else OFFSET
         assert logged[name] == pytest.approx(value, rel=within * (1 + 10 * mismatch), abs=rounding), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@DTYPES
 def test_every_probability_metric(dtype: torch.dtype) -> None:
     from verl.protocol import DataProto
     from verl.utils.debug.metrics import calculate_debug_metrics
@@ -83,8 +86,6 @@ def test_logged_weights_are_those_applied(level: str) -> None:
     """verl's mean and spread of weights are of the truncated ones, one a token even at sequence level."""
     tokens = draw(torch.float64, mismatch=0.3, staleness=0.0)
     weights, _, logged = correction(tokens, rollout_is=level, rollout_is_threshold=1.5)
-    from mismatch_probe.weights import get_method_as_coded
-
     name = {"token": "token_tis", "sequence": "seq_tis"}[level]
     # pi_old stands for pi, so that the update factor is 1 and phi is the weight.
     batch = Tokens(tokens.old, tokens.old, tokens.rollout, tokens.mask, tokens.advantages).batch()

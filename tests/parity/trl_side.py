@@ -25,6 +25,12 @@ def _loaded() -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(CHECKPOINT)
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Where trainers would save; gone with the interpreter."""
+    return tempfile.TemporaryDirectory()
+
+
 def make_trainer(*, num_generations: int = 8, rollout: Any = None, rewards: Any = None, **config: Any) -> Any:
     """A GRPOTrainer built by its own constructor, on the embedded model, ready for a loss.
 
@@ -48,7 +54,7 @@ def make_trainer(*, num_generations: int = 8, rollout: Any = None, rewards: Any 
         return list(rewards)
 
     arguments = GRPOConfig(
-        output_dir=str(Path(tempfile.gettempdir()) / "mismatch-probe-parity"),
+        output_dir=_folder().name,
         use_cpu=True,
         bf16=False,
         report_to=[],
