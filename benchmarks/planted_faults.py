@@ -1,8 +1,8 @@
 """Planted faults on real engines: can the diagnosis name them?
 
-python benchmarks/planted_faults.py record --work runs/planted      # vLLM, once
-python benchmarks/planted_faults.py score --work runs/planted       # transformers, every fault and severity
-python benchmarks/planted_faults.py report --work runs/planted      # diagnosis, confusion matrix, picture
+    python -m benchmarks.planted_faults record --work runs/planted      # vLLM, once
+    python -m benchmarks.planted_faults score --work runs/planted       # transformers, every fault and severity
+    python -m benchmarks.planted_faults report --work runs/planted      # diagnosis, confusion matrix, picture
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted_changes as change
-import planted_recordings as recordings
-import planted_report
+
+from benchmarks import planted_changes as change
+from benchmarks import planted_recordings as recordings
+from benchmarks import planted_report
 
 PROMPTS = 48
 STEP_RATE = 3e-5

@@ -16,6 +16,7 @@ from mismatch_probe.stats.validity.identity import unrelated_distance
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+TokenRows = Sequence[Sequence[int] | npt.NDArray[np.int32]]
 
 CAP = 3.0
 MIN_LENGTH = 8
@@ -46,9 +47,9 @@ class Readings:
     offsets: IntArray
     clusters: IntArray
     response_tokens: npt.NDArray[np.int32]
-    prompts: Sequence[Sequence[int]]
+    prompts: TokenRows
     legs: Mapping[str, FloatArray] = field(default_factory=dict)
-    train_prompts: Sequence[Sequence[int]] | None = None
+    train_prompts: TokenRows | None = None
     train_responses: npt.NDArray[np.int32] | None = None
 
 
@@ -175,7 +176,7 @@ def leg_distance(log_ratio: FloatArray) -> LegDistance:
 
 
 def seen_before(
-    tokens: npt.NDArray[np.int32], offsets: IntArray, prompts: Sequence[Sequence[int]]
+    tokens: npt.NDArray[np.int32], offsets: IntArray, prompts: TokenRows
 ) -> npt.NDArray[np.bool_]:
     """Whether each response token stands earlier in its own prompt or response, bool [tokens]."""
     seen = np.ones(tokens.size, dtype=np.bool_)

@@ -13,6 +13,7 @@ from mismatch_probe import __version__
 from mismatch_probe.config.bars import load_bars
 from mismatch_probe.errors import InconclusiveError
 from mismatch_probe.result import RESULT_SCHEMA_VERSION, to_json
+from mismatch_probe.stages.diagnosis_section import causes_section
 from mismatch_probe.stages.drift_sections import drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
@@ -57,6 +58,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         "routing": to_json(_routing(manifest, trace, legs)),
         **weights_sections(run, trace, int(manifest["num_parts"])),
     }
+    result["causes"] = causes_section(run, trace, legs, manifest, result)
     verdict = judge(result, bars)
     result.update(
         verdict=verdict.name,

@@ -16,6 +16,7 @@ from mismatch_probe_reports.reading import (
     read_rows,
     read_text,
 )
+from mismatch_probe_reports.sections.causes import build_causes
 from mismatch_probe_reports.sections.legs import build_legs
 from mismatch_probe_reports.sections.recommendation import build_recommendation
 from mismatch_probe_reports.sections.reference import build_glossary, build_reference
@@ -152,6 +153,7 @@ def build_report(result: Json) -> Report:
             build_staleness(result),
             build_tuning(result),
             build_routing(result),
+            build_causes(result),
             build_recommendation(result),
             build_reference(result),
             build_glossary(),
