@@ -8,6 +8,7 @@ from mismatch_probe_reports.figures import (
     ecdf,
     log_weight_length,
     routing,
+    routing_flips,
     token_probability,
     waterfall,
     weight_curves,
@@ -38,6 +39,7 @@ SOURCES: tuple[Source, ...] = (
     weight_sweep,
     weight_extrapolation,
     routing,
+    routing_flips,
 )
 
 

@@ -1,16 +1,16 @@
-"""Routing agreement by layer, and how many layers differ per token."""
+"""Routing agreement by layer, how many layers differ per token, and what each layer's routing explains."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.figures.canvas import Missing, Plot
-from mismatch_probe_reports.figures.style import LINE_STYLES, MARKERS, Palette, plain_ticks
+from mismatch_probe_reports.figures.style import HATCHES, LINE_STYLES, MARKERS, Palette, plain_ticks
 from mismatch_probe_reports.reading import (
     Json,
     pick,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 NAME = "routing"
 TITLE = "Routing: agreement of the experts by layer"
 HEIGHT_INCHES = 4.6
+EXPLAINED_INCHES = 2.9
 MEASURES = (
     ("set_agreement", "same set of experts"),
     ("jaccard", "Jaccard overlap"),
@@ -63,10 +64,32 @@ def prepare(result: Json) -> Plot | Missing:
         f" (n = {fmt.plural(int(tokens), 'token')})" if tokens is not None else " (n not reported)"
     )
 
-    def draw(figure: SubFigure, palette: Palette) -> None:
-        _draw(figure, palette, measures, flips)
+    explained = _explained(routing)
 
-    return Plot(NAME, title, _caption(routing, measures[0]), HEIGHT_INCHES, draw)
+    def draw(figure: SubFigure, palette: Palette) -> None:
+        _draw(figure, palette, measures, flips, explained)
+
+    height = HEIGHT_INCHES + (EXPLAINED_INCHES if explained else 0.0)
+    caption = " ".join(
+        part for part in (_caption(routing, measures[0]), _explained_sentence(explained)) if part
+    )
+    return Plot(NAME, title, caption, height, draw)
+
+
+def _explained(routing: Json) -> list[Measure]:
+    """Read what each layer explains alone, and what is lost without it."""
+    layers = read_rows(read_mapping(read_mapping(routing.get("replay")).get("by_layer")).get("layers"))
+    named = (("alone", "replayed alone"), ("last", "lost when only it is not replayed"))
+    return [measure for key, label in named if (measure := _measure(layers, key, label)) is not None]
+
+
+def _explained_sentence(explained: list[Measure]) -> str:
+    if not explained:
+        return ""
+    best = int(np.argmax(explained[0].value))
+    share = fmt.percent(float(explained[0].value[best]))
+    bounded = "" if np.isfinite(explained[0].low[best]) else ", on too few sequences for an interval"
+    return f"Replayed alone, layer {explained[0].layer[best]:.0f} explains most: {share} of the K3{bounded}."
 
 
 def _measure(layers: list[Json], key: str, label: str) -> Measure | None:
@@ -97,14 +120,56 @@ def _caption(routing: Json, measure: Measure) -> str:
     return sentence + "."
 
 
-def _draw(figure: SubFigure, palette: Palette, measures: list[Measure], flips: NDArray[np.float64]) -> None:
+def _draw(
+    figure: SubFigure,
+    palette: Palette,
+    measures: list[Measure],
+    flips: NDArray[np.float64],
+    explained: list[Measure],
+) -> None:
+    above, below = figure, None
+    if explained:
+        parts: Any = figure.subfigures(2, 1, height_ratios=[HEIGHT_INCHES, EXPLAINED_INCHES], hspace=0.03)
+        above, below = parts
     if len(flips):
-        by_layer, per_token = figure.subplots(1, 2, width_ratios=[2.1, 1.0])
+        by_layer, per_token = above.subplots(1, 2, width_ratios=[2.1, 1.0])
         _draw_flips(per_token, palette, flips)
     else:
-        by_layer = figure.subplots()
+        by_layer = above.subplots()
     _draw_measures(by_layer, palette, measures)
-    figure.legend(*by_layer.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    above.legend(*by_layer.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    if below is not None:
+        panel = below.subplots()
+        _draw_explained(panel, palette, explained)
+        below.legend(*panel.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+
+
+def _draw_explained(panel: Axes, palette: Palette, explained: list[Measure]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    width = 0.8 / len(explained)
+    for index, measure in enumerate(explained):
+        place = measure.layer + width * (index - (len(explained) - 1) / 2)
+        panel.bar(
+            place,
+            measure.value,
+            width,
+            facecolor=palette.fills[index],
+            edgecolor=palette.foreground,
+            linewidth=0.6,
+            hatch=HATCHES[index + 1] if len(measure.layer) <= 24 else "",
+            label=measure.label,
+        )
+        known = np.isfinite(measure.low) & np.isfinite(measure.high)
+        panel.vlines(
+            place[known], measure.low[known], measure.high[known], color=palette.foreground, linewidth=1.3
+        )
+    panel.axhline(0.0, color=palette.muted, linewidth=0.9)
+    panel.set_title("What each layer's routing explains of the K3", fontweight="bold")
+    panel.set_xlabel("layer of the model")
+    panel.set_ylabel("share of the K3")
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    plain_ticks(panel, x=True, y=True)
 
 
 def _draw_measures(panel: Axes, palette: Palette, measures: list[Measure]) -> None:
