@@ -202,7 +202,8 @@ def score_checkpoint(
         }
     )
     state_path = _state_path(run, leg)
-    state = read_json(state_path) if state_path.is_file() else {"identity": None, "facts": None}
+    unread: dict[str, Any] = {"identity": None, "facts": None}
+    state = read_json(state_path) if state_path.is_file() else unread
     # Without a hash nobody can say that these weights are those of the parts on disk.
     if facts.weights_sha256 is None or state["identity"] != identity:
         for part in parts:
