@@ -31,7 +31,8 @@ def test_the_run_directory_holds_everything(embedded):
         *(f"scores/{leg}/part-0000{i}.parquet" for i in range(2)
           for leg in ("rollout/prefill", "rollout/forced", "train/forward", "train/replay", "train/reference", "train/repeat")),
         *(f"routing/{leg}/part-0000{i}.safetensors" for i in range(2) for leg in ("rollout/decode", "train/forward")),
-        *(f"figures/{name}.png" for name in ("waterfall", "token_probability", "log_weight_length", "weights", "routing")),
+        *(f"routing/replay/part-0000{i}.parquet" for i in range(2)),
+        *(f"figures/{name}.png" for name in ("waterfall", "token_probability", "log_weight_length", "weights", "routing", "routing_flips")),
     ]  # fmt: skip
     missing = [name for name in wanted if not (embedded.path / name).is_file()]
     assert not missing
@@ -82,6 +83,16 @@ def test_routes_cover_every_fed_token_of_every_layer(embedded, trace):
 def test_replay_explains_most_of_the_drift(embedded):
     replay = embedded.result["routing"]["replay"]
     assert replay["k3_forward"]["value"] >= 3 * replay["k3_replay"]["value"]
+
+
+def test_replay_is_controlled_and_layers_are_ranked(embedded):
+    replay = embedded.result["routing"]["replay"]
+    assert replay["self_replay"]["exact"] is True and replay["self_replay"]["num_tokens"] > 0
+    assert replay["recorded"]["k3_recorded"]["value"] <= replay["recorded"]["k3_repeat"]["value"]
+    layers = replay["by_layer"]["layers"]
+    assert sorted(layer["rank"] for layer in layers) == list(range(1, len(layers) + 1))
+    margins = embedded.result["routing"]["margins"]["bins"]
+    assert margins[0]["flip_rate"] > margins[-1]["flip_rate"]
 
 
 def test_chain_steps_add_up_to_the_total(trace):

@@ -12,6 +12,7 @@ from mismatch_probe.errors import RunDirectoryError
 from mismatch_probe.trace.parts import (
     part_name,
     read_routing,
+    read_routing_part,
     read_table,
     write_atomically,
     write_json,
@@ -57,6 +58,20 @@ def test_parts_come_back_as_written(tmp_path):
     assert np.array_equal(experts, routes[0])
     assert offsets.tolist() == [0, 2, 2]
     assert ids.tolist() == [4, 5]
+
+
+def test_gate_weights_and_margins_are_optional(tmp_path):
+    path = tmp_path / "r.safetensors"
+    routes = [np.arange(12, dtype=np.int16).reshape(2, 2, 3), np.arange(6, dtype=np.int16).reshape(1, 2, 3)]
+    write_routing(path, routes, [4, 5])
+    assert read_routing_part(path).gates is None and read_routing_part(path).margins is None
+    gates = [np.full(ids.shape, 0.25, np.float32) for ids in routes]
+    margins = [np.full(ids.shape[:2], np.inf, np.float32) for ids in routes]
+    write_routing(path, routes, [4, 5], gates=gates, margins=margins)
+    part = read_routing_part(path)
+    assert part.gates.dtype == part.margins.dtype == np.float16
+    assert part.gates.shape == part.experts.shape and (part.gates == 0.25).all()
+    assert part.margins.shape == (3, 2) and np.isinf(part.margins).all()
 
 
 def test_a_damaged_part_is_a_clear_error(tmp_path):
