@@ -1,8 +1,8 @@
 """Planted faults on real engines: can the diagnosis name them?
 
-    python -m benchmarks.planted_faults record --work runs/planted      # vLLM, once
-    python -m benchmarks.planted_faults score --work runs/planted       # transformers, every fault and severity
-    python -m benchmarks.planted_faults report --work runs/planted      # diagnosis, confusion matrix, picture
+python -m benchmarks.planted_faults record --work runs/planted      # vLLM, once
+python -m benchmarks.planted_faults score --work runs/planted       # transformers, every fault and severity
+python -m benchmarks.planted_faults report --work runs/planted      # diagnosis, confusion matrix, picture
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def score_cases(work: Path, only: str | None) -> Iterator[Case]:
                 / "checkpoints"
                 / f"{fault.cause}-{fault.severity}".replace(" ", "-").replace(",", "").replace("%", "")
             )
-            _write_checkpoint(fault.plant, folder)
+            write_checkpoint(fault.plant, folder)
             yield Case(
                 fault.cause, fault.severity, base, recordings.score(base, model_path=folder), clean, folder
             )
@@ -226,7 +226,8 @@ def array_cases(base: recordings.Recording, clean: dict[str, Any]) -> Iterator[C
         yield Case(cause, severity, base, legs, clean)
 
 
-def _write_checkpoint(plant: recordings.Plant, folder: Path) -> None:
+def write_checkpoint(plant: recordings.Plant, folder: Path) -> None:
+    """Writes the embedded model with a fault in it."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(recordings.MODEL.path, dtype="bfloat16")
