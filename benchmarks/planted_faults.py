@@ -24,7 +24,6 @@ from benchmarks import planted_recordings as recordings
 from benchmarks import planted_report
 
 PROMPTS = 48
-STEP_RATE = 3e-5
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "diagnosis-confusion.png"
 
 
@@ -63,6 +62,35 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Study:
+    """Which prompts, seeds and severities.
+
+    Attributes:
+        seeds: Of sampling.
+        first_prompt: Of the 48 that faults are planted on.
+        rate: Learning rate of the stale steps.
+        scale: Of low-rank deltas and router noise.
+        layers: That single-layer faults go into, in order.
+        rope: Factors of the rotary base.
+        epsilons: Of the norms.
+    """
+
+    seeds: tuple[int, ...]
+    first_prompt: int
+    rate: float
+    scale: float
+    layers: tuple[int, int, int, int]
+    rope: tuple[float, ...]
+    epsilons: tuple[float, ...]
+
+
+DESIGN = Study((0, 1, 2, 3), 0, 3e-5, 1.0, (0, 1, 2, 3), (1.5, 10.0, 100.0), (1e-5, 1e-3, 1e-2))
+"""The rules' thresholds were chosen on these."""
+HELD_OUT = Study((11, 12, 13, 14), 64, 2e-5, 1.4, (3, 2, 1, 0), (2.0, 5.0, 30.0), (3e-5, 3e-4, 3e-3))
+"""Run once, after every threshold stood."""
+
+
+@dataclass(frozen=True)
 class Weights:
     """A fault that lives in the checkpoint of the training side."""
 
@@ -71,7 +99,7 @@ class Weights:
     plant: recordings.Plant
 
 
-def weight_faults(base: recordings.Recording) -> list[Weights]:
+def weight_faults(base: recordings.Recording, study: Study) -> list[Weights]:
     """Faults of weights and constants; their checkpoints are written out and read back."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -83,7 +111,7 @@ def weight_faults(base: recordings.Recording) -> list[Weights]:
     prompts = load_prompts(PromptConfig(), recordings.MODEL, recordings.FACTS, seed=0).prompts
     answers = [prompts[cluster].answer or "" for cluster in base.clusters]
     stepped = {
-        steps: change.train_steps(model, base, answers, tokenizer, steps=steps, rate=STEP_RATE)
+        steps: change.train_steps(model, base, answers, tokenizer, steps=steps, rate=study.rate)
         for steps in (1, 4, 16, 64)
     }
     faults = [
@@ -91,10 +119,14 @@ def weight_faults(base: recordings.Recording) -> list[Weights]:
     ]
     faults += [
         Weights("unsynchronised-layer", f"layer {layer}, {k} steps", change.take_layer(stepped[k], layer))
-        for layer, k in ((0, 64), (1, 16), (2, 64), (3, 64))
+        for layer, k in zip(study.layers, (64, 16, 64, 64), strict=True)
     ]
     faults += [
-        Weights("missing-low-rank-delta", f"rank {r}, {s:g} of the norm", change.add_low_rank(r, s))
+        Weights(
+            "missing-low-rank-delta",
+            f"rank {r}, {study.scale * s:g} of the norm",
+            change.add_low_rank(r, study.scale * s),
+        )
         for r, s in ((2, 0.02), (4, 0.05), (4, 0.2))
     ]
     faults += [
@@ -112,15 +144,15 @@ def weight_faults(base: recordings.Recording) -> list[Weights]:
             ("all in every layer", range(4), 16),
         )
     ]
-    faults += [Weights("rope-base", f"{f:g} times", change.rope_base(f)) for f in (1.5, 10.0, 100.0)]
-    faults += [Weights("norm-epsilon", f"{e:g}", change.norm_epsilon(e)) for e in (1e-5, 1e-3, 1e-2)]
+    faults += [Weights("rope-base", f"{f:g} times", change.rope_base(f)) for f in study.rope]
+    faults += [Weights("norm-epsilon", f"{e:g}", change.norm_epsilon(e)) for e in study.epsilons]
     return faults
 
 
-def score_cases(work: Path, only: str | None) -> Iterator[Case]:
+def score_cases(work: Path, only: str | None, study: Study) -> Iterator[Case]:
     """Reads every case that needs a forward."""
     rec = work / "recordings"
-    rows = range(2 * PROMPTS)
+    rows = range(2 * study.first_prompt, 2 * (study.first_prompt + PROMPTS))
     base = recordings.load(rec / "clean-0.npz").take(rows)
     clean = recordings.score(base)
 
@@ -131,7 +163,7 @@ def score_cases(work: Path, only: str | None) -> Iterator[Case]:
         whole = recordings.load(path)
         if wanted("clean"):
             yield Case("clean", path.stem, whole, recordings.score(whole))
-    for fault in weight_faults(base) if only is None or not wanted("clean") else []:
+    for fault in weight_faults(base, study) if only is None or not wanted("clean") else []:
         if wanted(fault.cause):
             folder = (
                 work
@@ -145,10 +177,13 @@ def score_cases(work: Path, only: str | None) -> Iterator[Case]:
     runtime = [
         (
             "noisy-router",
-            f"layer {layers[0] if len(layers) == 1 else 'all'}, noise {noise:g}",
-            change.noisy_router(layers, noise),
+            f"layer {layers[0] if len(layers) == 1 else 'all'}, noise {study.scale * noise:g}",
+            change.noisy_router(layers, study.scale * noise),
         )
-        for layers, noise in (((0,), 0.01), ((1,), 0.05), ((3,), 0.1), ((2,), 0.3), (range(4), 0.1))
+        for layers, noise in (
+            *zip(((layer,) for layer in study.layers), (0.01, 0.05, 0.3, 0.1), strict=True),
+            (range(4), 0.1),
+        )
     ]
     for cause, severity, plant in runtime:
         if wanted(cause):
@@ -250,23 +285,26 @@ def main() -> None:
     parser.add_argument("part", choices=("record", "score", "report"))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "planted-faults")
     parser.add_argument("--only", help="one cause only")
+    parser.add_argument("--held-out", action="store_true", help="other seeds, prompts and severities")
     parser.add_argument("--runs", type=int, default=200, help="clean subsets to diagnose")
+    parser.add_argument("--image", type=Path, default=IMAGE, help="where the picture goes")
     arguments = parser.parse_args()
     work: Path = arguments.work
+    study = HELD_OUT if arguments.held_out else DESIGN
     if arguments.part == "record":
-        recordings.record(work / "recordings", num_prompts=128, seeds=4)
+        recordings.record(work / "recordings", num_prompts=128, seeds=study.seeds)
     elif arguments.part == "score":
         (work / "cases").mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
-        for case in score_cases(work, arguments.only):
+        for case in score_cases(work, arguments.only, study):
             name = f"{case.cause}--{case.severity}".replace(" ", "-").replace("%", "").replace(",", "")
             (work / "cases" / f"{name}.pickle").write_bytes(pickle.dumps(case))
             print(f"{time.monotonic() - begin:6.0f} s  {case.cause}: {case.severity}", flush=True)
     else:
-        report(work, arguments.runs)
+        report(work, arguments.runs, arguments.image)
 
 
-def report(work: Path, runs: int) -> None:
+def report(work: Path, runs: int, image: Path) -> None:
     """Diagnoses every case twice, and clean subsets; prints and writes tables and picture."""
     cases = [pickle.loads(path.read_bytes()) for path in sorted((work / "cases").glob("*.pickle"))]
     paired = next(case for case in cases if case.cause == "stale-weights")
@@ -292,7 +330,7 @@ def report(work: Path, runs: int) -> None:
         "tensors, constants and ids of both sides at hand": [*clean, *both],
         "log-probabilities and routes only": [*clean, *alone],
     }
-    planted_report.draw_matrix(panels, IMAGE)
+    planted_report.draw_matrix(panels, image)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ class PenalisedEngine(VllmEngine):
         return params
 
 
-def record(folder: Path, *, num_prompts: int, seeds: int) -> None:
-    """Records every rollout setting of the study into `folder`."""
+def record(folder: Path, *, num_prompts: int, seeds: Sequence[int]) -> None:
+    """Records every rollout setting of the study into `folder`; clean runs with every seed, the rest with the first."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = load_prompts(PromptConfig(num_prompts=num_prompts), MODEL, FACTS, seed=0).prompts
     for dtype in ("bfloat16", "float32"):
@@ -79,9 +79,9 @@ def record(folder: Path, *, num_prompts: int, seeds: int) -> None:
             MODEL.path, dtype, 400, True, FACTS.num_moe_layers, FACTS.top_k, {"max_num_seqs": 64}
         )
         engine = PenalisedEngine(spec)
-        settings = {f"clean-{seed}": {"seed": 1000 * seed} for seed in range(seeds)}
+        settings = {f"clean-{index}": {"seed": 1000 * seed} for index, seed in enumerate(seeds)}
         if dtype == "float32":
-            settings = {"float32": {"seed": 0}}
+            settings = {"float32": {}}
         else:
             settings |= {f"temperature-{t}": {"temperature": t} for t in (0.5, 0.7, 0.9, 0.97, 1.2)}
             settings |= {f"top-p-{p}": {"top_p": p} for p in (0.5, 0.8, 0.9, 0.95, 0.99)}
@@ -91,7 +91,11 @@ def record(folder: Path, *, num_prompts: int, seeds: int) -> None:
             engine.penalty = setting.pop("penalty", 1.0)
             save(
                 folder / f"{name}.npz",
-                _sample(engine, prompts, SamplingConfig(**{"samples": 2, "max_tokens": 160, **setting})),
+                _sample(
+                    engine,
+                    prompts,
+                    SamplingConfig(**{"samples": 2, "max_tokens": 160, "seed": 1000 * seeds[0], **setting}),
+                ),
             )
             engine.penalty = 1.0
             if name.startswith("temperature"):
