@@ -17,9 +17,9 @@ _FAMILIES = {
 }
 _PREFACE = (
     "# Causes\n\n"
-    "Every reason for a mismatch that this tool knows: how it shows, what proves it, what was published about it and what to\n"
-    "change. `mismatch-probe explain <id>` prints one; `mismatch-probe explain causes` lists them. Effects without a number\n"
-    "say so. How well the diagnosis names them was measured: [planted-faults.md](planted-faults.md).\n"
+    "Every reason for a mismatch that this tool knows: how it shows, what proves it, what was published about it and\n"
+    "what to change. `mismatch-probe explain <id>` prints one; `mismatch-probe explain causes` lists them. Effects\n"
+    "without a number say so. How well the diagnosis names them was measured: [planted-faults.md](planted-faults.md).\n"
 )
 
 
