@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
             norm = clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item()
             optimizer.step()
             step += 1
-            print(report_line(step, rollout.rewards[rows.numpy()], method, batch, norm), flush=True)  # noqa: T201
+            print(report_line(step, rollout.rewards[rows.numpy()], method, batch, norm), flush=True)
             if step in options.save_at or (options.save_every and step % options.save_every == 0):
                 model.save_pretrained(options.out / f"step-{step}")
                 tokenizer.save_pretrained(options.out / f"step-{step}")

@@ -17,8 +17,8 @@ from mismatch_probe.trace.schema import ROLLOUT_FOLDER, ROUTING_FOLDER, SCHEMA_V
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _OURS = (
-    ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "figures", "export", "logs",
-    _MANIFEST, "result.json", "report.html",
+    ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "figures", "export", "logs", "ablation", "tuning",
+    _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json",
 )  # fmt: skip
 
 

@@ -195,3 +195,14 @@ def test_a_file_in_the_way_is_a_clear_error(tmp_path, resume):
         RunDirectory(tmp_path / "run").claim(resume=resume),
     ):
         pass
+
+
+def test_everything_that_a_verb_writes_counts_as_the_runs_own(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_manifest({"schema_version": 1})
+    for folder in ("tuning", "ablation", "export", "figures"):
+        (tmp_path / folder).mkdir()
+    for name in ("staleness.json", "ablation.json", "result.json", "report.html"):
+        (tmp_path / name).write_text("{}")
+    with run.claim(force=True):
+        assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
