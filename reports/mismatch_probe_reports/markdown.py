@@ -31,6 +31,7 @@ def render_markdown(result: Json) -> str:
     blocks += _key_numbers(report)
     blocks += _section(report.section("weights"), ("methods-main",))
     blocks += _section(report.section("routing"), ())
+    blocks += _section(report.section("causes"), ("causes-named",))
     blocks += _section(report.section("validity"), ())
     blocks += _section(report.section("recommendation"), ("actions", "settings"))
     blocks.append(f"<sub>{_text(report.command)}, mismatch-probe {_text(report.tool_version)}</sub>")

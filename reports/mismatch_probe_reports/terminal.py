@@ -70,7 +70,7 @@ def _summary(report: Report, width: int) -> list[RenderableType]:
     items += _section(report.section("legs"), width)
     items += _key_numbers(report, width)
     items += _section(report.section("weights"), width)
-    for name in ("routing", "validity"):
+    for name in ("routing", "causes", "validity"):
         items += _line(report.section(name))
     return items + _recommendation(report.section("recommendation"))
 

@@ -41,5 +41,5 @@ def test_hostile_strings_are_escaped() -> None:
 
 def test_absent_sections_give_reasons() -> None:
     text = render_markdown(SAMPLES["absent"]())
-    assert text.count("Not available: ") == 5
+    assert text.count("Not available: ") == 6
     assert render_markdown(SAMPLES["bare"]()).count("not reported in result.json") >= 5

@@ -70,13 +70,17 @@ def _facts(causes: list[Json]) -> Table:
     for item in causes:
         for fact in read_rows(item.get("facts")):
             value = fact.get("value")
-            shown = value if isinstance(value, str) else fmt.number(read_number(value).value or 0.0)
+            if isinstance(value, str):
+                shown = fmt.clean(value)
+            else:
+                write = fmt.integer if isinstance(value, int) else fmt.number
+                shown = write(read_number(value).value or 0.0)
             bar = read_number(fact.get("bar")).value
             rows.append(
                 (
                     Cell(read_text(item.get("title"))),
                     Cell(read_text(fact.get("where")), code=True),
-                    Cell(fmt.clean(shown)),
+                    Cell(shown),
                     Cell("-" if bar is None else fmt.number(bar)),
                 )
             )
