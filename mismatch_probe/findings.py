@@ -186,6 +186,21 @@ CATALOGUE: dict[str, Explanation] = {
         "Many tokens get no gradient at all from it at this drift.",
         "widen its thresholds to the measured drift, or choose another method",
     ),
+    "MP601": Explanation(
+        "loading the same weights again changes the rollout engine",
+        "The checkpoint that the engine already has was loaded through its own update path, and the log-probabilities of "
+        "the same tokens moved or its weights are no longer those of a fresh engine. In RL training this happens at the "
+        "first weight sync, without an error: every rollout after it comes from another policy than the one trained.",
+        "restart the engine for each update, or use another update path or version, until ablate --knob refit is exact; "
+        "the modules named are where the engine's layout of the weights goes wrong",
+    ),
+    "MP602": Explanation(
+        "an updated checkpoint does not reach the rollout engine whole",
+        "After an updated checkpoint was loaded into the running engine, its log-probabilities or weights are not those "
+        "of an engine started from that checkpoint: some modules kept old weights or hold them wrongly.",
+        "do not sync weights this way with this engine and version; after every sync, replay some tokens and compare them "
+        "with a fresh engine",
+    ),
     "MP901": Explanation(
         "exact",
         "Two legs agree in every bit; there is no floor to compare with and nothing to divide by.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,11 @@ from mismatch_probe.engines.protocol import (
     PromptRequest,
     SampledSequence,
 )
+from mismatch_probe.engines.refit import WeightComparison
 from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
+from mismatch_probe.engines.vllm_outputs import prompt_logprobs, sampled_logprobs
+from mismatch_probe.engines.vllm_refit import compare_state, load_weights, save_state
 from mismatch_probe.errors import CaptureError, ConfigError, EngineUnavailableError
 
 LOGPROBS_MODE = "processed_logprobs"
@@ -134,7 +137,7 @@ class VllmEngine:
                 SampledSequence(
                     sequence_id=request.sequence_id,
                     response_token_ids=ids,
-                    logprobs=_sampled_logprobs(completion, request.sequence_id),
+                    logprobs=sampled_logprobs(completion, request.sequence_id),
                     finish_reason=str(completion.finish_reason),
                     routing=self._routes_of(request.sequence_id, routes, num_fed),
                 )
@@ -162,7 +165,7 @@ class VllmEngine:
         finally:
             self._llm.collective_rpc("probe_prefill_distribution", args=(1.0, 1.0, 0))
         return [
-            _prompt_logprobs(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)
+            prompt_logprobs(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)
         ]
 
     def force_decode(
@@ -191,8 +194,20 @@ class VllmEngine:
                 raise CaptureError(
                     f"sequence {sequence.sequence_id}: vLLM did not return the ids that were forced"
                 )
-            scored.append(_sampled_logprobs(output.outputs[0], sequence.sequence_id))
+            scored.append(sampled_logprobs(output.outputs[0], sequence.sequence_id))
         return scored
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """See `RefittableEngine.load_weights`."""
+        load_weights(self._llm, checkpoint)
+
+    def save_state(self, folder: Path) -> None:
+        """See `RefittableEngine.save_state`."""
+        save_state(self._llm, folder)
+
+    def compare_state(self, folder: Path) -> WeightComparison:
+        """See `RefittableEngine.compare_state`."""
+        return compare_state(self._llm, folder)
 
     def close(self) -> None:
         """Shuts the engine down."""
@@ -357,28 +372,6 @@ def _start(vllm: Any, spec: EngineSpec, options: dict[str, Any]) -> Any:
             f"vLLM refused to start: {first}",
             hint="change rollout.options.* or the model; the whole message is in the log",
         ) from error
-
-
-def _sampled_logprobs(completion: Any, sequence_id: int) -> npt.NDArray[np.float32]:
-    if completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids):
-        raise CaptureError(
-            f"sequence {sequence_id}: vLLM returned no log-probability for some sampled tokens"
-        )
-    values = [
-        at[token].logprob if token in at else math.nan
-        for token, at in zip(completion.token_ids, completion.logprobs, strict=True)
-    ]
-    return np.asarray(values, dtype=np.float32)
-
-
-def _prompt_logprobs(output: Any, sequence: FixedSequence) -> npt.NDArray[np.float32]:
-    scores = output.prompt_logprobs
-    begin = len(sequence.prompt_token_ids)
-    end = begin + len(sequence.response_token_ids)
-    if scores is None or len(scores) != end:
-        raise CaptureError(f"sequence {sequence.sequence_id}: vLLM returned no prefill score for some tokens")
-    values = [scores[begin + i][token].logprob for i, token in enumerate(sequence.response_token_ids)]
-    return np.asarray(values, dtype=np.float32)
 
 
 def _progress_bar(progress: ProgressCallback) -> Callable[..., Any]:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mismatch_probe.engines.vllm_weights import WeightProbe
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +27,7 @@ SEQUENCE_KEY = "mismatch_probe_sequence"
 FORCE_KEY = "mismatch_probe_force_ids"
 
 
-class ProbeExtension:
+class ProbeExtension(WeightProbe):
     """Mix-in of vLLM's worker; its methods are reached through `collective_rpc`."""
 
     model_runner: Any

@@ -94,3 +94,28 @@ class ScoreJob(_Job):
     routing: bool
     tasks: tuple[Task, ...]
     replay: ReplayPlan | None = None
+
+
+class RefitJob(_Job):
+    """Weights loaded into a running engine: the same sequences read before and after.
+
+    Attributes:
+        run: A run directory of one part with the sequences to read.
+        engine: Registry name.
+        spec: Fields of `EngineSpec`.
+        sampling: Which distribution the log-probabilities describe.
+        read_fresh: Whether the sequences are read before anything is loaded.
+        save: Where the fresh engine's weights, as it holds them, are written; None writes nothing.
+        load: Checkpoint to load into the running engine; None ends with the fresh engine.
+        compare: Saved weights that those after the load are held against.
+    """
+
+    kind: Literal["refit"] = "refit"
+    run: Path
+    engine: str
+    spec: dict[str, Any]
+    sampling: SamplingConfig
+    read_fresh: bool
+    save: Path | None = None
+    load: Path | None = None
+    compare: Path | None = None

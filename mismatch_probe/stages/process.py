@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mismatch_probe import errors
 from mismatch_probe.errors import EngineUnavailableError, MismatchProbeError
-from mismatch_probe.stages.job import RolloutJob, ScoreJob
+from mismatch_probe.stages.job import RefitJob, RolloutJob, ScoreJob
 
 _GRACE_S = 20
 _KINDS: dict[str, type[MismatchProbeError]] = {
@@ -24,7 +24,10 @@ _KINDS: dict[str, type[MismatchProbeError]] = {
 
 
 def run_worker(
-    job: RolloutJob | ScoreJob, log: Path, on_event: Callable[[dict[str, Any]], None]
+    job: RolloutJob | ScoreJob | RefitJob,
+    log: Path,
+    on_event: Callable[[dict[str, Any]], None],
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs a job in a process of its own and waits for it.
 
@@ -32,6 +35,7 @@ def run_worker(
         job: What to do.
         log: Where the engine's own output goes (appended).
         on_event: Called with every event.
+        environment: Variables of the worker beside this process's own.
 
     Returns:
         The facts of the engine that ran.
@@ -44,14 +48,14 @@ def run_worker(
     with tempfile.TemporaryDirectory(prefix="mismatch-probe-") as folder, log.open("ab") as log_file:
         job_file = Path(folder) / "job.json"
         job_file.write_text(job.model_dump_json(), encoding="utf-8")
-        environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", "mismatch_probe.stages.worker", str(job_file), str(send)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
             pass_fds=(send,),
-            env=environment,
+            env={**quiet, **os.environ, **(environment or {})},
         )
         os.close(send)
         try:

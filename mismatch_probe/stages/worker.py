@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mismatch_probe.errors import MismatchProbeError
-from mismatch_probe.stages.job import RolloutJob, ScoreJob
+from mismatch_probe.stages.job import RefitJob, RolloutJob, ScoreJob
 
 _PR_SET_PDEATHSIG = 1
 
@@ -48,13 +48,17 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     events = EventWriter(int(arguments[1]))
     try:
-        job: RolloutJob | ScoreJob = TypeAdapter(RolloutJob | ScoreJob).validate_json(
+        job: RolloutJob | ScoreJob | RefitJob = TypeAdapter(RolloutJob | ScoreJob | RefitJob).validate_json(
             Path(arguments[0]).read_text("utf-8")
         )
         if isinstance(job, RolloutJob):
             from mismatch_probe.stages.rollout_work import run_rollout_job
 
             facts = dataclasses.asdict(run_rollout_job(job, events))
+        elif isinstance(job, RefitJob):
+            from mismatch_probe.stages.refit_work import run_refit_job
+
+            facts = dataclasses.asdict(run_refit_job(job, events))
         else:
             from mismatch_probe.stages.score_work import run_score_job
 

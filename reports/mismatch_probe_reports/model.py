@@ -16,6 +16,7 @@ from mismatch_probe_reports.reading import (
     read_rows,
     read_text,
 )
+from mismatch_probe_reports.sections.ablation import build_ablation
 from mismatch_probe_reports.sections.causes import build_causes
 from mismatch_probe_reports.sections.legs import build_legs
 from mismatch_probe_reports.sections.recommendation import build_recommendation
@@ -154,6 +155,7 @@ def build_report(result: Json) -> Report:
             build_tuning(result),
             build_routing(result),
             build_causes(result),
+            build_ablation(result),
             build_recommendation(result),
             build_reference(result),
             build_glossary(),

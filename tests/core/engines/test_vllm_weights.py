@@ -1,0 +1,81 @@
+"""State of a model, bit by bit, packed weights included; the running engine is under test in tests/e2e."""
+
+import torch
+
+from mismatch_probe.engines.vllm_weights import compare_states, read_state
+
+
+class PackedMethod:
+    """Applies a weight that is kept where parameters do not show it, as kernels on the CPU do."""
+
+    def apply(self, layer, rows, bias):
+        return rows @ layer.handle.T
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer with an empty weight."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+        self.handle = weight.clone()
+        self.params_dtype = torch.float32
+        self.input_size = weight.shape[1]
+        self.quant_method = PackedMethod()
+
+
+class Model(torch.nn.Module):
+    """A packed and a plain layer, a buffer, and an empty tensor that nobody can be asked about."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.packed = PackedLinear(torch.randn(3, 5))
+        self.plain = torch.nn.Linear(4, 2)
+        self.register_buffer("table", torch.arange(6.0))
+        self.lost = torch.nn.Module()
+        self.lost.weight = torch.nn.Parameter(torch.empty(0))
+
+
+def test_an_untouched_model_is_equal_and_says_what_it_could_not_read():
+    tensors, unread = read_state(Model())
+    assert compare_states(tensors, read_state(Model())[0]) == []
+    assert unread == ["lost.weight"]
+    assert "packed.output" in tensors
+
+
+def test_a_packed_weight_that_changed_is_named():
+    changed = Model()
+    changed.packed.handle[0, 0] += 1e-3
+    rows = compare_states(read_state(Model())[0], read_state(changed)[0])
+    assert [row["name"] for row in rows] == ["packed.output"]
+    assert rows[0]["module"] == "packed"
+    assert rows[0]["max_abs"] > 0
+
+
+def test_one_bit_of_a_plain_weight_is_found():
+    changed = Model()
+    with torch.no_grad():
+        changed.plain.weight[1, 2] = torch.nextafter(changed.plain.weight[1, 2], torch.tensor(9.0))
+    (row,) = compare_states(read_state(Model())[0], read_state(changed)[0])
+    assert row["name"] == "plain.weight"
+    assert row["differing_fraction"] == 1 / 8
+
+
+def test_a_copy_does_not_follow_the_model():
+    model = Model()
+    held, _ = read_state(model)
+    with torch.no_grad():
+        model.table.zero_()
+    assert [row["name"] for row in compare_states(held, read_state(model)[0])] == ["table"]
+
+
+def test_missing_unexpected_and_reshaped_state_is_named_and_nan_equals_itself():
+    nan = torch.tensor([float("nan"), 1.0])
+    held = {"a.x": nan, "a.gone": torch.ones(1), "a.shape": torch.ones(2, 3)}
+    found = {"a.x": nan.clone(), "a.new": torch.ones(1), "a.shape": torch.ones(3, 2)}
+    assert {row["name"]: row["what"] for row in compare_states(held, found)} == {
+        "a.gone": "missing",
+        "a.new": "unexpected",
+        "a.shape": "shape differs",
+    }
