@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mismatch_probe.config.bars import Bars
 from mismatch_probe.errors import EXIT_DRIFT, EXIT_INCONCLUSIVE, EXIT_PASS
 from mismatch_probe.findings import Finding, finding
+from mismatch_probe.sign_balance import shifted_for_sure
 
 VerdictName = Literal["pass", "drift", "inconclusive"]
 _EXIT_CODES: dict[VerdictName, int] = {
@@ -230,11 +231,10 @@ def _weights(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
             continue
         label = method.get("label", name)
         ratio = _value(method, "mass_ratio")
-        if ratio is not None and not bars.sign_balance <= ratio <= 1 / bars.sign_balance:
-            low, high = (method["mass_ratio"].get(key) for key in ("ci_low", "ci_high"))
-            # With so many corrections one is always odd by chance: only what its interval carries counts.
-            if low is not None and high is not None and not low <= 1.0 <= high:
-                shifted.append((min(ratio, 1 / ratio if ratio else 0.0), ratio, label))
+        beyond = ratio is not None and not bars.sign_balance <= ratio <= 1 / bars.sign_balance
+        # With so many corrections one is always odd by chance: only what the data carry counts.
+        if ratio is not None and beyond and shifted_for_sure(method):
+            shifted.append((min(ratio, 1 / ratio if ratio else 0.0), ratio, label))
         kept = _value(method, "kept_fraction")
         if kept is not None and kept < bars.kept_fraction:
             dropping.append((kept, label))

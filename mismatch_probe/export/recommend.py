@@ -8,6 +8,7 @@ from typing import Any
 from mismatch_probe.export.choice import Choice, choose_correction
 from mismatch_probe.export.measured import Measured, look_up, read, read_step
 from mismatch_probe.findings import CATALOGUE
+from mismatch_probe.sign_balance import shifted_for_sure
 
 _DEFAULT_REPLAY_SHARE = 0.5
 _DEFAULT_BALANCE = 0.8
@@ -177,11 +178,9 @@ def _stay_away(result: Mapping[str, Any], choice: Choice) -> list[dict[str, Any]
         ratio = read(result, path)
         if name == choice.method or ratio is None or balance <= ratio.value <= 1 / balance:
             continue
-        low, high = look_up(result, f"{path}.ci_low"), look_up(result, f"{path}.ci_high")
-        # An interval that reaches 1, or none at all, does not carry the claim.
-        if low is None or high is None or low <= 1.0 <= high:
+        if not isinstance(method, Mapping) or not shifted_for_sure(method):
             continue
-        label = method.get("label", name) if isinstance(method, Mapping) else name
+        label = method.get("label", name)
         broken.append((min(ratio.value, 1 / ratio.value if ratio.value else 0.0), str(label), ratio))
     if broken:
         broken.sort(key=lambda item: item[:2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,11 +144,13 @@ class Cells:
         names = ("kept", "proxy", "proxy_squares", "tokens")
         table = np.stack([sums.columns[name] for name in names], axis=1) / times
         table = table[table[:, 3] > 0]
-        table[:, 0] = table[:, 3] - table[:, 0]
-        dropped = rate_from_table(table)
-        ends = [None if end is None else 1.0 - end for end in (dropped.ci_high, dropped.ci_low)]
-        value = None if dropped.value is None else 1.0 - dropped.value
-        return Estimate(value, ends[0], ends[1], tokens, dropped.reason)
+        dropped = table.copy()
+        dropped[:, 0] = table[:, 3] - table[:, 0]
+        made = _complement(rate_from_table(dropped), tokens)
+        if made.ci_high == 1.0 and made.value != 1.0:
+            # Resamples in which all prompts are alike leave that end open; the other rate closes it.
+            made = replace(rate_from_table(table), n=tokens)
+        return made
 
     def _balance(self, here: BoolArray, times: int) -> dict[str, Any]:
         prompt_sums = self._prompt_sums(here)
@@ -183,3 +185,9 @@ class Cells:
             self.resamples,
             self.seed,
         )
+
+
+def _complement(rate: Estimate, n: int) -> Estimate:
+    """1 - rate, with its interval."""
+    value, low, high = (None if end is None else 1.0 - end for end in (rate.value, rate.ci_high, rate.ci_low))
+    return Estimate(value, low, high, n, rate.reason)

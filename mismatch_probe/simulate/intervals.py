@@ -13,6 +13,10 @@ from mismatch_probe.stats.intervals import Scale, Statistic, interval_from_table
 
 FloatArray = npt.NDArray[np.float64]
 
+FEW = "too few prompts differ in this quantity for an interval"
+# How many times farther one end may lie than the other, as factors of the value.
+_LOPSIDED = 20.0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptSums:
@@ -63,11 +67,25 @@ class PromptSums:
         made = interval_from_table(table, statistic, n=n, resamples=self.resamples, seed=self.seed)
         if made.value is None:
             return replace(made, reason=missing)
-        if made.ci_low is not None and made.ci_high is not None:
+        if made.ci_low is not None and made.ci_high is not None and made.value is not None:
+            if dominated is not None and _has_open_end(made.value, made.ci_low, made.ci_high):
+                return replace(made, ci_low=None, ci_high=None, reason=FEW)
             lowest = 0.0 if np.all(table >= 0) else -np.inf
             limit = np.inf if highest is None else highest
             return replace(made, ci_low=max(made.ci_low, lowest), ci_high=min(made.ci_high, limit))
         return made
+
+
+def _has_open_end(value: float, low: float, high: float) -> bool:
+    """Whether the interval of a positive quantity reaches nowhere near as far to one side as to the other.
+
+    Resamples without the few prompts that differ have no spread: the studentised bootstrap then leaves that end open.
+    """
+    if value <= 0.0 or low == value == high:
+        return False
+    below = np.inf if low <= 0.0 else float(np.log(value / low))
+    above = float(np.log(high / value))
+    return max(below, above) > _LOPSIDED * max(min(below, above), 1e-12)
 
 
 def quotient(numerator: FloatArray, denominator: FloatArray) -> FloatArray:

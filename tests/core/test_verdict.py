@@ -159,7 +159,7 @@ def test_many_corrections_make_one_finding_that_names_them_all():
     def method(label, ratio, kept, **interval):
         return {
             "label": label,
-            "mass_ratio": {**estimate(ratio), **interval},
+            "mass_ratio": {**sure(ratio), **interval},
             "kept_fraction": estimate(kept),
         }
 

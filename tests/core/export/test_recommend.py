@@ -135,6 +135,7 @@ def test_a_shift_that_the_interval_does_not_carry_is_not_claimed(make_result: Ma
     for changes in ({"ci_high": 1.2}, {"ci_low": None, "ci_high": None}):
         result = make_result(noise=0.1)
         result["weights"]["gspo"]["mass_ratio"].update(changes)
+        result["weights"]["gspo"]["by_sign"] = {}
         assert not any("GSPO" in a["action"] for a in recommend(result)["actions"])
 
 

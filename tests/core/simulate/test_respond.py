@@ -211,3 +211,21 @@ def test_what_does_not_line_up_is_refused() -> None:
         simulate_methods([], [], [0], [], None)
     with pytest.raises(InconclusiveError):
         simulate_methods([-1.0], [-1.0], [0, 1], [0], None, mask=[0])
+
+
+def test_an_interval_with_an_open_end_is_not_given() -> None:
+    """One of 20 prompts differs, in one response: no spread in the resamples without it, so no interval of the mean."""
+    rows = [[-1e-3] * 10] * 79 + [[0.0] * 10]
+    got = simulate_methods(
+        *(lambda flat: (flat - 1.0, np.full(len(flat), -1.0)))(np.concatenate(rows)),
+        np.arange(81) * 10,
+        np.arange(80) // 4,
+        np.tile([1.0, -1.0], 40),
+        methods=["gspo"],
+    )["gspo"]
+    assert got.mean.value == pytest.approx((40 * np.exp(-1e-3) + 1.0) / 80)
+    assert got.mean.ci_low is None and "too few prompts" in got.mean.reason
+    # The share that is kept is a rate: its interval holds, and tells the signs apart.
+    positive, negative = (got.by_sign[word].kept_fraction for word in ("positive", "negative"))
+    assert positive.ci_low > negative.ci_high and negative.ci_low < 1 / 40 < negative.ci_high
+    assert 0.4 < got.kept_fraction.ci_low < got.kept_fraction.value < got.kept_fraction.ci_high < 0.65
