@@ -121,7 +121,7 @@ def additivity(own: FloatArray, joint: FloatArray, only: FloatArray, *, n: int) 
             found,
             None,
             f"Shares of single layers add up to {found.value:.2f} of the joint share; whether that differs from 1 "
-            f"cannot be said: {found.reason}.",
+            f"cannot be said ({found.reason}).",
         )
     if found.ci_low <= 1.0 <= found.ci_high:
         return Additivity(
