@@ -16,7 +16,7 @@ from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.job import RolloutJob, ScoreJob, Task
 from mismatch_probe.stages.refit import refit_study
 from mismatch_probe.stats.step_summary import summarise_step
-from mismatch_probe.trace.parts import write_json
+from mismatch_probe.trace.parts import read_json, write_json
 from mismatch_probe.trace.run_directory import RunDirectory
 
 ABLATION_SCHEMA_VERSION = 1
@@ -64,10 +64,21 @@ def ablate_run(
     if turned:
         content |= _knob_rows(subject, turned, watcher)
     content["findings"] = to_json(findings)
-    write_json(run.path / "ablation.json", content)
+    path = run.path / "ablation.json"
+    content = _with_earlier(content, read_json(path) if path.is_file() else {})
+    write_json(path, content)
     if run.result_path.is_file():
         write_json(run.result_path, {**read_result(run.result_path), "ablation": content})
     return content
+
+
+def _with_earlier(content: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
+    """Adds what an earlier call found on the same tokens and this one was not asked for."""
+    same = all(held.get(key) == content[key] for key in ("schema_version", "tokens_sha256"))
+    if not same:
+        return content
+    findings = held["findings"] if "refit" not in content else content["findings"]
+    return {**held, **content, "findings": findings}
 
 
 def refit_findings(refit: dict[str, Any]) -> list[Finding]:
