@@ -99,6 +99,24 @@ def layer_shares(
     return [LayerShare(rank.get(layer), alone[layer], last[layer]) for layer in range(len(alone))]
 
 
+def lead_of_first(own: FloatArray, only: FloatArray, *, n: int) -> Estimate | None:
+    """By how much the first layer's share exceeds the second's, paired by prompt; None with fewer than two layers.
+
+    The order is taken from the same sample, so an interval above 0 is needed before the first may be called first.
+
+    Args:
+        own: float64 [prompts]; sums of K3 with the trainer's own experts.
+        only: float64 [prompts, layers]; with the rollout's in one layer.
+        n: Tokens.
+    """
+    if only.shape[1] < 2:
+        return None
+    first, second = np.argsort(only.sum(axis=0), kind="stable")[:2]
+    return _estimate(
+        (own, only[:, first], only[:, second]), lambda s: np.divide(s[..., 2] - s[..., 1], s[..., 0]), n
+    )
+
+
 def additivity(own: FloatArray, joint: FloatArray, only: FloatArray, *, n: int) -> Additivity:
     """Sum of the shares of single layers over the joint share.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mismatch_probe.routing.agreement import FloatArray, IntArray
-from mismatch_probe.routing.replay_shares import additivity, layer_shares, share_explained
+from mismatch_probe.routing.replay_shares import additivity, layer_shares, lead_of_first, share_explained
 from mismatch_probe.stages.replay_study import (
     ONLY,
     OWN,
@@ -27,6 +27,7 @@ from mismatch_probe.stats.layout import cluster_table
 from mismatch_probe.trace.trace import Trace
 
 _NO_STUDY = "the controls of routing replay were not taken (train.options.replay_controls)"
+_UNRESOLVED = "Which layer comes first is not resolved: the lead of the first over the second may be chance."
 _NO_LAYERS = "layers were not replayed one at a time (train.options.layer_replay)"
 
 
@@ -189,6 +190,9 @@ def _by_layer(study: _Study, layers: Sequence[int]) -> dict[str, Any]:
     own, joint, only, without = table[:, 0], table[:, 1], table[:, 2 : 2 + count], table[:, 2 + count :]
     shares = layer_shares(own, joint, only, without, n=n)
     ratio = additivity(own, joint, only, n=n)
+    lead = lead_of_first(own, only, n=n)
+    resolved = lead is None or (lead.ci_low is not None and lead.ci_low > 0.0)
+    sentence = ratio.sentence if resolved else f"{_UNRESOLVED} {ratio.sentence}"
     return {
         "available": True,
         "joint": share_explained(own, joint, n=n),
@@ -198,7 +202,9 @@ def _by_layer(study: _Study, layers: Sequence[int]) -> dict[str, Any]:
         ],
         "additivity": ratio.ratio,
         "additive": ratio.additive,
-        "sentence": ratio.sentence,
+        "lead_of_first": lead,
+        "resolved": resolved,
+        "sentence": sentence,
         **study.size,
     }
 

@@ -65,13 +65,16 @@ def prepare(result: Json) -> Plot | Missing:
     )
 
     explained = _explained(routing)
+    resolved = read_mapping(read_mapping(routing.get("replay")).get("by_layer")).get("resolved") is True
 
     def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, measures, flips, explained)
 
     height = HEIGHT_INCHES + (EXPLAINED_INCHES if explained else 0.0)
     caption = " ".join(
-        part for part in (_caption(routing, measures[0]), _explained_sentence(explained)) if part
+        part
+        for part in (_caption(routing, measures[0]), _explained_sentence(explained, resolved=resolved))
+        if part
     )
     return Plot(NAME, title, caption, height, draw)
 
@@ -83,12 +86,12 @@ def _explained(routing: Json) -> list[Measure]:
     return [measure for key, label in named if (measure := _measure(layers, key, label)) is not None]
 
 
-def _explained_sentence(explained: list[Measure]) -> str:
+def _explained_sentence(explained: list[Measure], *, resolved: bool) -> str:
     if not explained:
         return ""
     best = int(np.argmax(explained[0].value))
     share = fmt.percent(float(explained[0].value[best]))
-    bounded = "" if np.isfinite(explained[0].low[best]) else ", on too few sequences for an interval"
+    bounded = "" if resolved else "; too few sequences to say that it is the first"
     return f"Replayed alone, layer {explained[0].layer[best]:.0f} explains most: {share} of the K3{bounded}."
 
 

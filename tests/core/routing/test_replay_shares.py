@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mismatch_probe.routing.replay_shares import additivity, layer_shares, share_explained
+from mismatch_probe.routing.replay_shares import additivity, layer_shares, lead_of_first, share_explained
 
 RNG = np.random.default_rng(0)
 OWN = RNG.gamma(4.0, 0.25, 40)
@@ -43,6 +43,8 @@ def test_additive_layers_add_up_and_rank():
     assert [share.rank for share in shares] == [3, 1, 2]
     assert [share.alone.value for share in shares] == pytest.approx(parts, abs=0.02)
     assert [share.last.value for share in shares] == pytest.approx(parts, abs=0.02)
+    lead = lead_of_first(OWN, only, n=400)
+    assert lead.value == pytest.approx(0.3, abs=0.02) and lead.ci_low > 0.2
     found = additivity(OWN, joint, only, n=400)
     assert found.ratio.value == pytest.approx(1.0, abs=0.02) and found.additive is True
 
@@ -61,3 +63,10 @@ def test_too_few_prompts_leave_additivity_open():
     assert found.additive is None and "cannot be said" in found.sentence
     found = additivity(np.zeros(40), np.zeros(40), np.zeros((40, 3)), n=400)
     assert found.additive is None and found.ratio.value is None
+
+
+def test_a_lead_that_may_be_chance_has_an_interval_around_zero():
+    noise = np.random.default_rng(5).normal(0.0, 0.3, (40, 2))
+    lead = lead_of_first(OWN, OWN[:, None] * np.abs(0.5 + noise), n=400)
+    assert lead.value >= 0 and (lead.ci_low is None or lead.ci_low < 0)
+    assert lead_of_first(OWN, OWN[:, None], n=400) is None
