@@ -74,6 +74,7 @@ KNOBS: tuple[Knob, ...] = (
     *_dtypes("train", "transformers"),
     Knob("train-eager", "train", "attention written out (eager)", "transformers", options={"attention": "eager"}),
     Knob("train-sdpa", "train", "attention by torch's SDPA", "transformers", options={"attention": "sdpa"}),
+    Knob("train-float32-head", "train", "LM head in float32", "transformers", options={"float32_head": True}),
     Knob("train-batch-1", "train", "one sequence a forward", "transformers", options={"batch_size": 1}),
     Knob("train-batch-32", "train", "32 sequences a forward", "transformers", options={"batch_size": 32}),
 )  # fmt: skip

@@ -38,12 +38,14 @@ class TransformersOptions(ReplayOptions):
             floor, the same number is the zero control.
         attention: Attention implementation.
         device: "auto" takes an accelerator if there is one.
+        float32_head: Whether the LM head multiplies in float32, on the hidden states that the model gives.
     """
 
     batch_size: int = Field(8, ge=1)
     repeat_batch_size: int = Field(1, ge=1)
     attention: str = "sdpa"
     device: str = "auto"
+    float32_head: bool = False
 
 
 class TransformersScorer:
@@ -87,6 +89,8 @@ class TransformersScorer:
                 hint="check the checkpoint and train.options.*; the whole message is in the log",
             ) from error
         self._model = model.to(self._device).eval()
+        if self._options.float32_head:
+            _widen_head(self._model)
         self._hooks = None
         if spec.num_moe_layers:
             from mismatch_probe.scorers.transformers_routing import hook_routers
@@ -139,7 +143,9 @@ class TransformersScorer:
 
     def _batches(self, requests: Sequence[ScoreRequest], size: int) -> list[list[ScoreRequest]]:
         """Splits in order; a batch also ends where its logits would not fit."""
-        token_bytes = self._model.config.vocab_size * (4 if self._spec.dtype == "float32" else 2)
+        token_bytes = self._model.config.vocab_size * (
+            4 if self._spec.dtype == "float32" or self._options.float32_head else 2
+        )
         budget = max(1, _MAX_LOGIT_BYTES // token_bytes)
         batches: list[list[ScoreRequest]] = []
         longest = 0
@@ -263,6 +269,17 @@ def transformers_capabilities() -> ScorerCapabilities:
 def make_transformers_scorer(spec: ScorerSpec) -> TransformersScorer:
     """Loads the model."""
     return TransformersScorer(spec)
+
+
+def _widen_head(model: Any) -> None:
+    """Makes the LM head compute in float32; a copy, so that tied embeddings stay what they are."""
+    import copy
+
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ConfigError("the model names no LM head", hint="leave out train.options.float32_head")
+    wide = copy.deepcopy(head).float()
+    head.forward = lambda hidden: wide(hidden.float())
 
 
 def _import_transformers() -> tuple[Any, Any]:

@@ -97,3 +97,21 @@ def test_bad_options_are_refused(options):
 def test_an_attention_that_does_not_exist_is_a_clear_error():
     with pytest.raises(EngineUnavailableError, match="cannot load"):
         load(attention="no_such_attention")
+
+
+def test_a_float32_head_multiplies_what_the_bfloat16_model_gives_in_float32():
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL.path, dtype=torch.bfloat16).eval()
+    (scored,) = score(load("bfloat16", float32_head=True), REQUESTS[:1])
+    (rounded,) = score(load("bfloat16"), REQUESTS[:1])
+    begin, ids = (
+        len(REQUESTS[0].prompt_token_ids),
+        [*REQUESTS[0].prompt_token_ids, *REQUESTS[0].response_token_ids],
+    )
+    with torch.inference_mode():
+        hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0].float()
+        log_p = torch.log_softmax(hidden @ model.lm_head.weight.float().T, dim=-1)
+    expected = log_p[begin - 1 : -1].gather(-1, torch.tensor(ids[begin:])[:, None])[:, 0].numpy()
+    assert scored.logprobs == pytest.approx(expected, abs=1e-5)
+    assert not np.allclose(rounded.logprobs, expected, atol=1e-4)
