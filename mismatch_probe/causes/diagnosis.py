@@ -82,7 +82,8 @@ def diagnose(result: Mapping[str, Any], ablation: Mapping[str, Any] | None = Non
             *rules.find_own_prefill(evidence),
             *rules.find_head(evidence),
         ]
-    causes += [item for item in rules.find_knobs(ablation) if item.cause not in _ids_of(causes)]
+    if above is not False:
+        causes += [item for item in rules.find_knobs(ablation) if item.cause not in _ids_of(causes)]
     status: Status = "identified" if causes else "nothing_to_explain" if above is False else "not_identified"
     return Diagnosis(
         status=status,

@@ -25,6 +25,18 @@ ABOVE_BEFORE = 3.0
 ABOVE_NEXT = 1.5
 FLAT_KURTOSIS = 3.2
 OWN_STEP = 0.3
+HOLM_LEVEL = 0.05
+KNOB_LEAVES = 0.5
+KNOB_CAUSES = {
+    "train-float32-head": "bf16-head",
+    "train-eager": "attention-backend",
+    "train-sdpa": "attention-backend",
+    "train-batch-1": "batch-variance",
+    "rollout-batch-1": "batch-variance",
+    "rollout-batch-invariant": "batch-variance",
+    "rollout-tp-2": "parallelism",
+}
+"""Knobs that stand for one cause where turning them takes drift away."""
 
 _CONSTANTS = (("rope", "rope-base"), ("rotary", "rope-base"), ("eps", "norm-epsilon"))
 _WEIGHTS = {
@@ -322,15 +334,16 @@ def find_head(evidence: Mapping[str, Any]) -> Iterator[NamedCause]:
 
 
 def find_knobs(ablation: Mapping[str, Any] | None) -> Iterator[NamedCause]:
-    """Rows of an ablation that name a cause and take drift away beyond their Holm-corrected noise."""
+    """Knobs that take at least half of K3 away beyond their Holm-corrected noise, where they stand for one cause."""
     for index, row in enumerate((ablation or {}).get("rows", ())):
-        cause, change = row.get("cause"), row.get("k3_change") or {}
-        p = row.get("holm_p")
-        high = change.get("ci_high")
-        if cause in CAUSES and p is not None and p < 0.05 and high is not None and high < 0.0:
+        cause, change = KNOB_CAUSES.get(str(row.get("knob"))), row.get("change")
+        if cause is None or not change or change["p_holm"] is None or change["p_holm"] >= HOLM_LEVEL:
+            continue
+        if change["k3_after"] <= KNOB_LEAVES * change["k3_before"]:
             yield _named(
                 cause,
                 "intervention",
-                f"the knob {row.get('knob')} takes {-change['value']:.2g} nats of K3 away (Holm p = {p:.2g})",
-                Fact(f"ablation.rows[{index}].k3_change", change["value"], 0.0),
+                f"{row['changes']} ({row['knob']}) takes K3 from {change['k3_before']:.2g} to {change['k3_after']:.2g} nats "
+                f"(Holm p = {change['p_holm']:.2g})",
+                Fact(f"ablation.rows[{index}].change.k3_after", change["k3_after"], change["k3_before"]),
             )

@@ -10,7 +10,8 @@ from benchmarks.planted_drift import LawModel, draw_laws
 from mismatch_probe.causes.catalogue import CAUSES
 from mismatch_probe.causes.diagnosis import above_floor, diagnose
 from mismatch_probe.causes.evidence import Readings, gather_evidence, seen_before
-from mismatch_probe.causes.rules import layer_that_flips_by_itself
+from mismatch_probe.causes.knobs import KNOBS
+from mismatch_probe.causes.rules import KNOB_CAUSES, layer_that_flips_by_itself
 from mismatch_probe.result import to_json
 from mismatch_probe.stats.divergences import log_complement
 from mismatch_probe.stats.validity import validity_checks
@@ -174,12 +175,20 @@ def test_a_router_stands_out_against_its_neighbours(rates, place):
 
 
 def test_a_knob_names_a_cause_only_beyond_its_own_noise():
-    row = {"knob": "kv_cache_dtype", "cause": "kv-cache-precision", "holm_p": 0.01,
-           "k3_change": {"value": -0.1, "ci_low": -0.2, "ci_high": -0.05}}  # fmt: skip
-    read = readings(draw())
-    assert [c.cause for c in diagnosed(read, ablation={"rows": [row]}).causes] == ["kv-cache-precision"]
-    for weaker in ({"holm_p": 0.2}, {"k3_change": {"value": -0.1, "ci_low": -0.2, "ci_high": 0.01}}):
-        assert diagnosed(read, ablation={"rows": [{**row, **weaker}]}).causes == ()
+    change = {"k3_before": 0.2, "k3_after": 0.01, "p_holm": 0.01}
+    row = {"knob": "train-float32-head", "changes": "LM head in float32", "change": change}
+    far = draw(replace(NOISE, noise=0.6))
+    read = readings(far, legs={"train/repeat": far.train + 1e-3})
+    assert [c.cause for c in diagnosed(read, ablation={"rows": [row]}).causes] == ["bf16-head"]
+    for weaker in ({"p_holm": 0.2}, {"p_holm": None}, {"k3_after": 0.15}):
+        assert diagnosed(read, ablation={"rows": [{**row, "change": {**change, **weaker}}]}).causes == ()
+    assert diagnosed(read, ablation={"rows": [{**row, "change": None}]}).causes == ()
+    assert diagnosed(readings(draw()), ablation={"rows": [row]}).causes == ()
+
+
+def test_every_knob_that_names_a_cause_exists():
+    assert set(KNOB_CAUSES) <= {knob.name for knob in KNOBS}
+    assert set(KNOB_CAUSES.values()) <= set(CAUSES)
 
 
 def test_tokens_seen_before_are_counted_from_the_prompt_on():
