@@ -70,7 +70,7 @@ def _knobs(ablation: Json, rows: list[Json]) -> tuple[Table, list[str]]:
     for row in rows:
         name = read_text(row.get("knob"))
         if reason := read_text(row.get("unavailable")):
-            notes.append(f"{name} ({read_text(row.get('changes'))}): unavailable: {reason}.")
+            notes.append(f"{name} ({read_text(row.get('changes'))}): unavailable: {reason.rstrip('.')}.")
         elif row.get("in_effect") is False:
             notes.append(
                 f"{name} ({read_text(row.get('changes'))}): not in effect: not one bit of any log-probability changed."
@@ -107,11 +107,11 @@ def _refit(refit: Json) -> tuple[list[Table], list[str]]:
     modules: list[tuple[Cell, ...]] = []
     notes: list[str] = []
     if reason := read_text(refit.get("unavailable")):
-        return [], [f"refit: unavailable: {reason}."]
+        return [], [f"refit: unavailable: {reason.rstrip('.')}."]
     for key, name in CASES:
         case = read_mapping(refit.get(key))
         if reason := read_text(case.get("unavailable")):
-            notes.append(f"refit, {name}: unavailable: {reason}.")
+            notes.append(f"refit, {name}: unavailable: {reason.rstrip('.')}.")
             continue
         for path in ("decode", "prefill"):
             step = read_mapping(case.get(path))
