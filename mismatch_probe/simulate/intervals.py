@@ -16,6 +16,8 @@ FloatArray = npt.NDArray[np.float64]
 FEW = "too few prompts differ in this quantity for an interval"
 # How many times farther one end may lie than the other, as factors of the value.
 _LOPSIDED = 20.0
+# An interval whose ends are further apart than this factor tells a reader nothing but that a few prompts decide.
+_WIDEST = 1000.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,12 +79,14 @@ class PromptSums:
 
 
 def _has_open_end(value: float, low: float, high: float) -> bool:
-    """Whether the interval of a positive quantity reaches nowhere near as far to one side as to the other.
+    """Whether the interval of a positive quantity is all but unbounded, or reaches much farther one way than the other.
 
     Resamples without the few prompts that differ have no spread: the studentised bootstrap then leaves that end open.
     """
     if value <= 0.0 or low == value == high:
         return False
+    if low > 0.0 and high > _WIDEST * low:
+        return True
     below = np.inf if low <= 0.0 else float(np.log(value / low))
     above = float(np.log(high / value))
     return max(below, above) > _LOPSIDED * max(min(below, above), 1e-12)

@@ -153,3 +153,18 @@ def test_every_method_has_a_family_and_none_has_two() -> None:
     listed = [name for names in FAMILIES.values() for name in names]
     assert sorted(listed) == sorted(available_methods())
     assert family_of("a_third_party's") == OTHER and family_of("vespo") == "VESPO"
+
+
+def test_an_interval_over_three_orders_of_magnitude_is_not_given():
+    from mismatch_probe.simulate.intervals import FEW, PromptSums, quotient
+
+    # Log-normal weights so wide that a few prompts decide the mean.
+    weight = np.exp(np.random.default_rng(3).normal(0.0, 6.0, 24))
+    sums = PromptSums({"total": weight, "count": np.ones(24)}, 1000, 0)
+    made = sums.estimate(("total", "count"), quotient, n=24, missing="none")
+    assert made.value is not None
+    assert (made.ci_low, made.ci_high) == (None, None)
+    assert made.reason
+    narrow = PromptSums({"total": np.linspace(1, 2, 24), "count": np.ones(24)}, 1000, 0)
+    kept = narrow.estimate(("total", "count"), quotient, n=24, missing="none")
+    assert kept.ci_low is not None and kept.reason != FEW
