@@ -55,9 +55,27 @@ def simulate_run(run: RunDirectory, plan: SimulationPlan, watcher: Watcher) -> d
     num_parts = int(run.read_manifest()["num_parts"])
     responses = read_responses(run, Trace(run, num_parts), num_parts)
     staleness = find_staleness(run, responses, plan, watcher)
+    result["simulation"] = to_json(simulation_section(responses, plan, staleness, watcher))
+    write_json(run.result_path, result)
+    return result
+
+
+def simulation_section(
+    responses: Responses, plan: SimulationPlan, staleness: Staleness, watcher: Watcher
+) -> dict[str, Any]:
+    """The section `simulation` of a result, from responses alone.
+
+    Args:
+        responses: What was measured.
+        plan: What to simulate.
+        staleness: How stale weights are simulated.
+        watcher: Told of progress.
+    """
     lengths = plan.lengths_for(int(responses.lengths().max()))
     few = _thinned(responses, plan)
-    points = len(lengths) * len(plan.staleness) + 2 * len(ABLATION_STALENESS)
+    points = len(lengths) * len(plan.staleness) + len(_ablation_lengths(responses, lengths)) * len(
+        ABLATION_STALENESS
+    )
     settings = sum(int(np.prod([len(values) for values in item.grid.values()])) for item in plan.sweeps)
     total = points * plan.sequences + settings * _sequences(few)
     watcher.stage_started(STAGE, total, 0, f"{settings} settings, {points} lengths and stalenesses")
@@ -71,9 +89,12 @@ def simulate_run(run: RunDirectory, plan: SimulationPlan, watcher: Watcher) -> d
         "ablations": _ablations(responses, plan, lengths, staleness, watcher),
     }
     watcher.stage_finished(STAGE)
-    result["simulation"] = to_json(section)
-    write_json(run.result_path, result)
-    return result
+    return section
+
+
+def _ablation_lengths(responses: Responses, lengths: Sequence[int]) -> list[int]:
+    """As long as measured, and as long as tried."""
+    return sorted({int(responses.lengths().max()), max(lengths)})
 
 
 def _sequences(responses: Responses) -> int:
@@ -170,11 +191,10 @@ def _ablations(
     tried = variants()
     methods = {key: variant.method for key, variant in tried.items()}
     measured = respond_all(methods, responses, resamples=plan.resamples, seed=plan.seed)
-    longest = int(responses.lengths().max())
     points = extrapolate(
         methods,
         responses,
-        lengths=sorted({longest, max(lengths)}),
+        lengths=_ablation_lengths(responses, lengths),
         staleness=ABLATION_STALENESS,
         model=staleness.model,
         updates=staleness.updates,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mismatch_probe.errors import ConfigError
-from mismatch_probe.simulate.extrapolate import MAX_STRETCH, STALENESS
+from mismatch_probe.simulate.extrapolate import MAX_STRETCH, MIN_SEQUENCES, STALENESS
 from mismatch_probe.simulate.sweep import combinations
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def make_plan(
     sweeps: Sequence[str] = (),
     lengths: str | None = None,
     staleness: str | None = None,
+    sequences: int | None = None,
     checkpoints: Sequence[str] = (),
 ) -> SimulationPlan:
     """The plan that options ask for, checked; what is not given has its default.
@@ -115,6 +117,8 @@ def make_plan(
         sweeps: Each METHOD:KEY=V1,V2;KEY=..., see `parse_sweep`.
         lengths: Whole numbers with commas.
         staleness: Whole numbers with commas.
+        sequences: Responses to make up for each length and staleness, however long they are; None takes up to
+            1024, fewer of long ones.
         checkpoints: Each [STEPS=]FOLDER.
 
     Raises:
@@ -129,12 +133,18 @@ def make_plan(
         chosen = tuple(item for item in DEFAULT_SWEEPS if item.method in methods)
     if sweeps:
         chosen = tuple(parse_sweep(text) for text in sweeps)
+    if sequences is not None and sequences < MIN_SEQUENCES:
+        raise ConfigError(
+            f"{sequences} made-up responses say nothing", hint=f"give --sequences {MIN_SEQUENCES} or more"
+        )
+    made_up = {} if sequences is None else {"sequences": sequences, "tokens": sys.maxsize}
     return SimulationPlan(
         methods=tuple(dict.fromkeys(methods)) or MAIN_METHODS,
         sweeps=chosen,
         lengths=None if lengths is None else _whole_numbers(lengths, "--lengths"),
         staleness=STALENESS if staleness is None else _whole_numbers(staleness, "--staleness"),
         checkpoints=tuple(parse_checkpoint(text) for text in checkpoints),
+        **made_up,
     )
 
 

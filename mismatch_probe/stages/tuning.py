@@ -8,8 +8,10 @@ from typing import Any
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.result import read_result, to_json
+from mismatch_probe.simulate.bias import tail_of
 from mismatch_probe.simulate.fitting import FITTERS
 from mismatch_probe.simulate.responses import Responses
+from mismatch_probe.simulate.sums import ground_of
 from mismatch_probe.simulate.tuning import tune_method, tune_vespo
 from mismatch_probe.stages.weights_section import read_responses, reads
 from mismatch_probe.trace.parts import write_json
@@ -94,7 +96,13 @@ def tune_run(
     else:
         fields = {**to_json(tune_method(method, responses, kept=keep, ess=ess)), **_centre(method, responses)}
         fields.update(_middle(fields["parameters"]))
-    content = {"schema_version": TUNING_SCHEMA_VERSION, "method": method, "reads": reads(responses), **fields}
+    content = {
+        "schema_version": TUNING_SCHEMA_VERSION,
+        "method": method,
+        "reads": reads(responses),
+        "k_hat": to_json(tail_of(ground_of(responses)).k_hat),
+        **fields,
+    }
     write_json(tuning_path(run, method), content)
     if run.result_path.is_file():
         result = read_result(run.result_path)

@@ -19,7 +19,20 @@ found = sorted(name for name in {heavy!r} if name in sys.modules)
 assert not found, found
 """
 
-VERBS = ["audit", "record", "score", "measure", "report", "export", "doctor", "explain", "methods", "engines"]
+VERBS = [
+    "audit",
+    "record",
+    "score",
+    "measure",
+    "simulate",
+    "tune",
+    "report",
+    "export",
+    "doctor",
+    "explain",
+    "methods",
+    "engines",
+]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def test_the_run_directory_holds_everything(embedded):
           for leg in ("rollout/prefill", "rollout/forced", "train/forward", "train/replay", "train/reference", "train/repeat")),
         *(f"routing/{leg}/part-0000{i}.safetensors" for i in range(2) for leg in ("rollout/decode", "train/forward")),
         *(f"routing/replay/part-0000{i}.parquet" for i in range(2)),
-        *(f"figures/{name}.png" for name in ("waterfall", "token_probability", "log_weight_length", "weights", "routing", "routing_flips")),
+        *(f"figures/{name}.png" for name in ("waterfall", "token_probability", "log_weight_length", "weights", "routing", "routing_flips",
+            "weight_curves_sequence", "weight_curves_token", "weight_sweep", "weight_extrapolation")),
     ]  # fmt: skip
     missing = [name for name in wanted if not (embedded.path / name).is_file()]
     assert not missing
@@ -119,10 +120,22 @@ def test_every_method_is_simulated(embedded):
         assert 0 <= method["kept_fraction"]["value"] <= 1
 
 
+def test_an_audit_ends_with_a_simulation(embedded):
+    section = embedded.result["simulation"]
+    assert section["staleness"]["available"] is False  # one checkpoint: nothing says how far updates move it
+    longest = section["extrapolation"]["longest_measured"]
+    fresh = [point for point in section["extrapolation"]["points"] if point["responses"]]
+    assert max(point["length"] for point in fresh) == 8 * longest
+    assert len(section["sweeps"]) == 5 and len(section["ablations"]["variants"]) == 5
+    page = (embedded.path / "report.html").read_text()
+    assert len(page) < 1_000_000 and "Corrections on this data" in page
+
+
 def test_measuring_again_gives_the_same_result(embedded, tmp_path):
     copy = embedded.copy_to(tmp_path / "copy")
     again = run_cli("measure", str(copy), "--format", "json")
-    assert json.loads(again.stdout) == embedded.result
+    # What `simulate` added is its own to write again.
+    assert json.loads(again.stdout) == {k: v for k, v in embedded.result.items() if k != "simulation"}
     assert again.status == embedded.finished.status
 
 

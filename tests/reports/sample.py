@@ -18,10 +18,20 @@ from mismatch_probe.config.bars import load_bars
 from mismatch_probe.export.recommend import recommend
 from mismatch_probe.prompts.token_classes import CLASSES
 from mismatch_probe.result import to_json
-from mismatch_probe.simulate import simulate_methods
+from mismatch_probe.simulate import (
+    Responses,
+    StalenessModel,
+    simulate_methods,
+    tune_method,
+    tune_vespo,
+)
 from mismatch_probe.stages.drift_sections import drift_sections
+from mismatch_probe.stages.events import SilentWatcher
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
+from mismatch_probe.stages.simulation import simulation_section
+from mismatch_probe.stages.simulation_plan import DEFAULT_SWEEPS, SimulationPlan, SweepPlan
+from mismatch_probe.stages.simulation_staleness import Staleness
 from mismatch_probe.trace.parts import RoutingPart
 from mismatch_probe.trace.trace import Rollout
 from mismatch_probe.verdict import judge
@@ -120,7 +130,6 @@ class SyntheticTrace:
             routes[self._flips, -1] = (routes[self._flips].max(axis=-1) + 1) % NUM_EXPERTS
         return routes, self._route_offsets
 
-
     def route_parts(self, leg: str) -> Iterator[RoutingPart]:
         """The same in one part; the training side with its router margins."""
         experts, offsets = self.routes(leg)
@@ -186,6 +195,33 @@ def measure(
         ),
     }
     return judged(result)
+
+
+def simulated(trace: SyntheticTrace, *, stale: bool) -> Result:
+    """Say what `simulate` and `tune` would add: a law of growth where `stale`, fresh weights alone otherwise."""
+    rollout = trace.rollout
+    responses = Responses.of(
+        trace.logprobs("train/forward"),
+        rollout.logprobs,
+        rollout.offsets,
+        rollout.prompt_index,
+        rollout.advantage,
+    )
+    plan = SimulationPlan(
+        methods=("vespo", "seq_tis", "gspo"),
+        sweeps=(DEFAULT_SWEEPS[0], DEFAULT_SWEEPS[3], SweepPlan("gspo", {"eps_low": (1e-4, 3e-4)})),
+        staleness=(1, 8),
+        sequences=32,
+        tokens=20_000,
+        resamples=50,
+    )
+    staleness = Staleness(StalenessModel(1e-4, 1.2, "planted") if stale else None, None, None)
+    tuned = {
+        "vespo": tune_vespo(responses, budget_neg=1.1, resamples=100),
+        "geo_rs": tune_method("geo_rs", responses, kept=0.9, resamples=50),
+    }
+    section = simulation_section(responses, plan, staleness, SilentWatcher())
+    return {"simulation": to_json(section), "tuning": to_json(tuned)}
 
 
 def judged(result: Result) -> Result:
@@ -267,7 +303,8 @@ def _measured(name: str) -> Result:
     if name == "exact":
         return measure(SyntheticTrace(Drift(0, 0, 0, 0), prompts=24, samples=2, longest=64), moe=True)
     if name == "dense":
-        return measure(SyntheticTrace(Drift(0, 0.012, 0, 0.01), prompts=32, samples=2, longest=80), moe=False)
+        trace = SyntheticTrace(Drift(0, 0.012, 0, 0.01), prompts=32, samples=2, longest=80)
+        return {**measure(trace, moe=False), **simulated(trace, stale=False)}
     if name == "small":
         return measure(
             SyntheticTrace(Drift(0.01, 0.05, 0.03, 0.01), prompts=2, samples=1, longest=12), moe=True
@@ -280,7 +317,8 @@ def _measured(name: str) -> Result:
         *("luspo", "geo_rs", "topr", "opsm"),
     )
     drift = Drift(0.02, 0.08, 0.07, 0.015, outliers=0.004)
-    return measure(SyntheticTrace(drift, prompts=32, samples=4, longest=160), moe=True, methods=methods)
+    trace = SyntheticTrace(drift, prompts=32, samples=4, longest=160)
+    return {**measure(trace, moe=True, methods=methods), **simulated(trace, stale=True)}
 
 
 def drifting() -> Result:
@@ -337,6 +375,12 @@ def hostile() -> Result:
     result["legs"]["floor"]["source"] = HOSTILE
     result["weights"][HOSTILE] = {**result["weights"].pop("vespo"), "label": HOSTILE}
     result["recommendation"]["summary"] = HOSTILE
+    simulation = result["simulation"]
+    simulation["sweeps"][0]["label"] = HOSTILE
+    simulation["extrapolation"]["methods"]["vespo"] = HOSTILE
+    simulation["staleness"].update(source=HOSTILE, notes=[HOSTILE])
+    simulation["ablations"]["variants"]["vespo"]["title"] = HOSTILE
+    result["tuning"][HOSTILE] = result["tuning"].pop("vespo")
     result["token"]["dashboards"][0] = {
         "framework": HOSTILE,
         "name": HOSTILE,

@@ -252,7 +252,7 @@ def test_tables_have_scoped_heads_and_figures_have_labels() -> None:
     found = outline("drifting")
     assert all("scope" in attributes for tag, attributes in found.elements if tag == "th")
     drawings = [attributes for tag, attributes in found.elements if tag == "svg"]
-    assert len(drawings) == 9
+    assert len(drawings) == 11
     assert all(a["role"] == "img" and len(a["aria-label"] or "") > 60 for a in drawings)
     tags = [tag for tag, _ in found.elements]
     assert {"main", "nav", "header", "footer", "h1"} <= set(tags) and tags.count("h1") == 1

@@ -14,7 +14,7 @@ def test_files_are_where_the_contract_says(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in files.figures] == [
         "figures/waterfall.png", "figures/token_probability.png", "figures/ecdf.png",
         "figures/log_weight_length.png", "figures/weights.png", "figures/weight_curves_sequence.png",
-        "figures/weight_curves_token.png",
+        "figures/weight_curves_token.png", "figures/weight_sweep.png", "figures/weight_extrapolation.png",
     ]  # fmt: skip
     dense_model = "left out: tiny-dense is a dense model: it has no experts"
     assert {f"figure {name} {dense_model}" for name in ("routing", "routing_flips")} <= set(

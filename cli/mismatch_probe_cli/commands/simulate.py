@@ -31,6 +31,12 @@ def simulate(
         str | None,
         typer.Option(metavar="N1,N2", help="Updates that one rollout batch feeds; default 1 to 64."),
     ] = None,
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Responses to make up for each length and staleness; default up to 1024."
+        ),
+    ] = None,
     staleness_from: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,6 +73,7 @@ def simulate(
         sweeps=sweep or (),
         lengths=lengths,
         staleness=staleness,
+        sequences=sequences,
         checkpoints=staleness_from or (),
     )
     with ProgressWatcher() as watcher, run.claim(resume=True):

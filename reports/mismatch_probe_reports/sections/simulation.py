@@ -15,6 +15,7 @@ from mismatch_probe_reports.reading import (
     read_text,
     why_absent,
 )
+from mismatch_probe_reports.sections.sequence import k_hat_cell
 from mismatch_probe_reports.tables import Cell, Column, Section, Table, Writer, estimate_cell
 
 TITLE = "Simulation: other hyperparameters, lengths and stalenesses"
@@ -59,7 +60,7 @@ def build_simulation(result: Json) -> Section:
         lead=_lead(extrapolation),
         tables=(*full, *(_settings(sweep, place) for place, sweep in enumerate(sweeps))),
         figures=("weight_sweep", "weight_extrapolation"),
-        notes=_notes(simulation),
+        notes=(*_notes(simulation), *_tail(result)),
         brief=tuple(short),
     )
 
@@ -125,6 +126,18 @@ def _notes(simulation: Json) -> tuple[str, ...]:
     )
     notes += [f"Left out: {reason}." for reason in reasons if reason]
     return tuple(notes)
+
+
+def _tail(result: Json) -> tuple[str, ...]:
+    """Say how heavy the tail of W is, without which no effective size is read."""
+    sequence = read_mapping(result.get("sequence"))
+    if not sequence:
+        return ()
+    cell = k_hat_cell(sequence)
+    beside = f" ({cell.detail})" if cell.detail else ""
+    return (
+        f"ESS of a clipped or bounded weight is high by construction; k-hat of W itself is {cell.text}{beside}.",
+    )
 
 
 def _sweep_title(sweep: Json) -> str:

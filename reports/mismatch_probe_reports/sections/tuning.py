@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.reading import Json, pick, read_mapping, read_number, read_text, why_absent
+from mismatch_probe_reports.sections.sequence import k_hat_cell
 from mismatch_probe_reports.tables import Cell, Column, Section, Table, Writer, estimate_cell
 
 TITLE = "Tuning: hyperparameters fitted to this run"
@@ -12,7 +13,12 @@ KERNEL_ROWS: tuple[tuple[str, str, str, Writer], ...] = (
     ("lambda", "rate", "Smallest rate that keeps the budget", fmt.number),
     ("Z", "tilt.mass", "Mean of phi: the share of the signal that is left", fmt.near_one),
     ("E_Q[W]", "tilt.mean_weight", "Mean weight of the reweighted sample, held to the budget", fmt.number),
-    ("ESS", "tilt.ess", "Effective size of phi as a share of the responses", fmt.percent),
+    (
+        "ESS of phi",
+        "tilt.ess",
+        "Effective size as a share of the responses; high by construction",
+        fmt.percent,
+    ),
     ("W* = c1 / c2", "tilt.peak_weight", "Where phi is largest", fmt.number),
     ("K of Proposition 3.1", "tilt.variance_constant", "sup phi(W) / W", fmt.number),
     ("Bound Z K E_Q[W]", "tilt.bound", "What the mean of phi squared cannot pass", fmt.number),
@@ -29,10 +35,10 @@ def build_tuning(result: Json) -> Section:
         return Section("tuning", TITLE, missing=reason)
     tables: list[Table] = []
     said = []
-    for name, tuned in read_mapping(raw).items():
+    for place, (name, tuned) in enumerate(read_mapping(raw).items()):
         fields = read_mapping(tuned)
-        made = _kernels(str(name), fields) if "positive" in fields else _thresholds(str(name), fields)
-        tables += made
+        made = _kernels if "positive" in fields else _thresholds
+        tables.append(made(f"tuning-{place}", fmt.clean(name), fields))
         said.append(_verdict(str(name), fields))
     return Section("tuning", TITLE, lead=" ".join(said), tables=tuple(tables))
 
@@ -63,7 +69,7 @@ def _verdict(name: str, fields: Json) -> str:
     return f"{fmt.clean(name)}: {_setting(fields)}; {judged}."
 
 
-def _kernels(name: str, fields: Json) -> list[Table]:
+def _kernels(anchor: str, name: str, fields: Json) -> Table:
     """Return VESPO's fit, one column a sign."""
     signs = [read_mapping(fields.get(sign)) for sign in ("positive", "negative")]
     rows = [
@@ -93,7 +99,8 @@ def _kernels(name: str, fields: Json) -> list[Table]:
             _what("On held-out prompts, within the interval"),
         )
     )
-    notes = [
+    notes = _tail(fields)
+    notes += [
         f"{title}: {note}."
         for title, sign in zip(("A > 0", "A < 0"), signs, strict=True)
         if (note := read_text(sign.get("note")))
@@ -109,7 +116,7 @@ def _kernels(name: str, fields: Json) -> list[Table]:
         Column("What it says", numeric=False, rank=3),
     )
     caption = f"{name}: rates for a budget on E_Q[W]; set {_setting(fields)}"
-    return [Table(f"tuning-{name}", caption, columns, tuple(rows), note=" ".join(notes))]
+    return Table(anchor, caption, columns, tuple(rows), note=" ".join(notes))
 
 
 def _what(text: str) -> Cell:
@@ -138,7 +145,7 @@ def _meets(record: Json) -> Cell:
     return Cell("yes", tone="pass") if meets else Cell("no", tone="fail")
 
 
-def _thresholds(name: str, fields: Json) -> list[Table]:
+def _thresholds(anchor: str, name: str, fields: Json) -> Table:
     """Return the thresholds of a method, with what they keep and the check."""
     target = read_text(fields.get("target"))
     level = estimate_cell(pick(fields, "level"), fmt.percent).text
@@ -169,7 +176,7 @@ def _thresholds(name: str, fields: Json) -> list[Table]:
             _what("Share of tokens with a gradient"),
         ),
         (
-            Cell("ESS"),
+            Cell("ESS of phi"),
             estimate_cell(pick(fields, "ess"), fmt.percent),
             _what("Effective size of the weights"),
         ),
@@ -192,7 +199,15 @@ def _thresholds(name: str, fields: Json) -> list[Table]:
         Column("What it says", numeric=False, rank=2),
     )
     caption = f"{name}: thresholds for {wanted}; set {_setting(fields)}"
-    return [Table(f"tuning-{name}", caption, columns, tuple(rows))]
+    return Table(anchor, caption, columns, tuple(rows), note=" ".join(_tail(fields)))
+
+
+def _tail(fields: Json) -> list[str]:
+    """Say how heavy the tail of W is, without which no effective size is read."""
+    if not read_mapping(fields.get("k_hat")):
+        return []
+    cell = k_hat_cell(fields)
+    return [f"k-hat of W itself is {cell.text}" + (f" ({cell.detail})." if cell.detail else ".")]
 
 
 def _check_share(record: Json, key: str) -> Cell:
