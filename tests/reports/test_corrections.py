@@ -114,7 +114,7 @@ def test_a_law_and_its_checkpoints_are_shown_with_reasons() -> None:
     point = {
         "steps": 8.0,
         "kl": one,
-        "kl_movement": None,
+        "half_square": one,
         "std_log_weight": one,
         "std_total": one,
         "gaussian_std": 0.1,

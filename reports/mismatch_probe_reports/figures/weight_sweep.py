@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NAME = "weight_sweep"
 TITLE = "Hyperparameters: what each setting leaves of this run's signal"
-COLUMNS = 3
+MOST_COLUMNS = 3
 MOST_PANELS = 9
 ROW_INCHES = 3.0
 QUANTITIES = {
@@ -90,10 +90,11 @@ def prepare(result: Json) -> Plot | Missing:
     count = read_number(rows[0].get("num_sequences")).value
     told = "n = not reported" if count is None else f"n = {fmt.plural(int(count), 'response')}"
     title = f"{TITLE} ({told}{f'; {len(drawn)} of {len(rows)} sweeps' if len(drawn) < len(rows) else ''})"
-    lines = math.ceil(len(drawn) / COLUMNS)
+    columns = 2 if len(drawn) in (1, 2, 4) else MOST_COLUMNS
+    lines = math.ceil(len(drawn) / columns)
 
     def draw(figure: SubFigure, palette: Palette) -> None:
-        _draw(figure, palette, drawn, lines)
+        _draw(figure, palette, drawn, lines, columns)
 
     return Plot(NAME, title, _caption(drawn), lines * ROW_INCHES + 0.2, draw)
 
@@ -133,8 +134,8 @@ def _caption(sweeps: list[Swept]) -> str:
     return f"Outlined: the default. The settings of {most} matter most here; more colour is more signal left."
 
 
-def _draw(figure: SubFigure, palette: Palette, sweeps: list[Swept], lines: int) -> None:
-    grid = figure.subplots(lines, COLUMNS, squeeze=False)
+def _draw(figure: SubFigure, palette: Palette, sweeps: list[Swept], lines: int, columns: int) -> None:
+    grid = figure.subplots(lines, columns, squeeze=False)
     for index, panel in enumerate(grid.flat):
         if index >= len(sweeps):
             panel.set_visible(False)

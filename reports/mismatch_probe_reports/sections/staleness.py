@@ -20,7 +20,9 @@ TITLE = "Staleness: how far updates move the policy"
 COLUMNS = (
     Column("Steps"),
     Column("KL per token (nats)", help="K3 of pi_k against pi_old on the tokens that mu sampled"),
-    Column("KL of the movement (nats)", rank=2, help="The same read in float32, without training's rounding"),
+    Column(
+        "K2 in float32", rank=2, help="Half the mean square of log(pi_k / pi_old), which the law is fitted to"
+    ),
     Column("Std of log(pi_k / pi_old)", help="Over responses, nats: the staleness factor of log W"),
     Column("... if Gaussian", rank=2, help="Of independent Gaussian tokens at the same KL"),
     Column("Std of log W", help="Over responses, nats: staleness times mismatch"),
@@ -72,11 +74,10 @@ def _lead(staleness: Json) -> str:
 
 def _row(point: Json) -> tuple[Cell, ...]:
     fitted = point.get("fitted") is True
-    movement = point.get("kl_movement")
     return (
         estimate_cell(pick(point, "steps"), fmt.tick),
         estimate_cell(pick(point, "kl")),
-        Cell("-", tone="muted") if movement is None else estimate_cell(movement),
+        estimate_cell(pick(point, "half_square")),
         estimate_cell(pick(point, "std_log_weight")),
         Cell("-", tone="muted")
         if point.get("gaussian_std") is None
