@@ -207,7 +207,8 @@ def test_the_gradient_of_a_model(mode: Mode) -> None:
             for p, before in zip(parameters, start, strict=True):
                 p.copy_(before)
     assert 0.001 < float(update.std()) < 1.0, "the step is too small or too large to mean anything"
-    assert discrepancy(theirs, ours) <= 1e-6
+    # Two float32 backward passes through a model on several threads: sums are taken in another order.
+    assert discrepancy(theirs, ours) <= 5e-6
 
 
 def score(trainer: Any, ids: list[list[int]]) -> torch.Tensor:
