@@ -1,6 +1,7 @@
 """Findings: what a verdict consists of, with codes that stay what they are.
 
-MP1xx data and alignment, MP2xx token drift, MP3xx sequences and tails, MP4xx routing, MP5xx weights, MP9xx the tool itself.
+MP1xx data and alignment, MP2xx token drift, MP3xx sequences and tails, MP4xx routing, MP5xx weights, MP6xx causes,
+MP9xx the tool itself.
 """
 
 from __future__ import annotations
@@ -221,6 +222,12 @@ CATALOGUE: dict[str, Explanation] = {
         "no advantages",
         "The prompts have no answers to reward, so weights by advantage sign are computed for both signs assumed.",
         "give prompts with answers, or import advantages",
+    ),
+    "MP905": Explanation(
+        "tokens outside the loss are in the drift",
+        "The run has a loss mask. Weights, simulation and tuning leave masked tokens out; token and sequence drift, legs "
+        "and routing are over all response tokens.",
+        "compare drift with drift and weights with weights; for the drift of the loss alone, write runs without them",
     ),
 }
 

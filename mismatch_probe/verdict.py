@@ -99,6 +99,12 @@ def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if not result["provenance"].get("has_advantages"):
         yield finding("MP904", "info", "this run has no rewards, so no advantages")
+    masked = result["data_quality"].get("masked_tokens") or 0
+    if masked:
+        yield finding(
+            "MP905", "warning", f"{masked} of {result['token']['num_tokens']} response tokens are outside the loss",
+            observed=masked, unit="tokens", n=result["token"]["num_tokens"],
+        )  # fmt: skip
 
 
 def _token_drift(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from mismatch_probe.stages.diagnosis_section import causes_section
 from mismatch_probe.stages.drift_sections import drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
-from mismatch_probe.stages.weights_section import weights_sections
+from mismatch_probe.stages.weights_section import masked_tokens, weights_sections
 from mismatch_probe.trace.parts import write_json
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
@@ -58,6 +58,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         "routing": to_json(_routing(manifest, trace, legs)),
         **weights_sections(run, trace, int(manifest["num_parts"])),
     }
+    result["data_quality"]["masked_tokens"] = masked_tokens(run, trace, int(manifest["num_parts"]))
     result["causes"] = causes_section(run, trace, legs, manifest, result)
     verdict = judge(result, bars)
     result.update(

@@ -68,6 +68,12 @@ def read_responses(run: RunDirectory, trace: Trace, num_parts: int) -> Responses
     )
 
 
+def masked_tokens(run: RunDirectory, trace: Trace, num_parts: int) -> int:
+    """How many response tokens the run's loss mask leaves out; 0 without one. Arguments as of `read_responses`."""
+    mask = _column(run, num_parts, "loss_mask", trace.rollout.offsets)
+    return 0 if mask is None else int(np.count_nonzero(~mask.astype(bool)))
+
+
 def _column(
     run: RunDirectory, num_parts: int, name: str, offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[Any] | None:

@@ -142,6 +142,7 @@ def test_a_failed_validity_check_is_drift_and_a_lattice_is_a_note():
         ({"routing__replay__explained": estimate(0.1)}, "MP403", "info"),
         ({"provenance__model__is_random": True}, "MP903", "info"),
         ({"provenance__has_advantages": False}, "MP904", "info"),
+        ({"data_quality__masked_tokens": 30}, "MP905", "warning"),
         ({"weights": {"gspo": {"label": "GSPO", "mass_ratio": sure(0.3), "kept_fraction": estimate(0.9)}}},
          "MP501", "warning"),
         ({"weights": {"gspo": {"label": "GSPO", "mass_ratio": estimate(1.0), "kept_fraction": estimate(0.2)}}},

@@ -199,6 +199,9 @@ def test_a_loss_mask_and_missing_advantages_are_heeded(copied: RunDirectory) -> 
     write_table(path, table.cast(rollout_schema()))
     responses = responses_of(copied)
     assert responses.assumed and set(responses.lengths()) == {10.0}
+    measured = measure_run(copied)
+    assert measured["data_quality"]["masked_tokens"] == 30 * table.num_rows
+    assert "MP905" in {item["code"] for item in measured["findings"]}
     section = simulate_run(copied, QUICK, SilentWatcher())["simulation"]
     assert section["sign_basis"] == "assumed" and section["extrapolation"]["longest_measured"] == 10
 
