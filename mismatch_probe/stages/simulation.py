@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from mismatch_probe.stages.weights_section import read_responses, reads
 from mismatch_probe.trace.parts import write_json
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
+from mismatch_probe.weights.method import WeightMethod
 
 STAGE = "simulate"
 # N of the ablations' made-up responses: fresh weights, the paper's usual 8, and its extreme.
@@ -143,19 +144,8 @@ def _extrapolation(
     watcher: Watcher,
 ) -> dict[str, Any]:
     tried = plan.readings()
-    points = extrapolate(
-        {key: method for key, (_, method) in tried.items()},
-        responses,
-        lengths=lengths,
-        staleness=plan.staleness,
-        model=staleness.model,
-        updates=staleness.updates,
-        sequences=plan.sequences,
-        tokens=plan.tokens,
-        resamples=plan.resamples,
-        seed=plan.seed,
-        progress=lambda sequences, tokens: watcher.stage_progress(STAGE, sequences, tokens),
-    )
+    methods = {key: method for key, (_, method) in tried.items()}
+    points = _made_up(methods, responses, lengths, plan.staleness, plan, staleness, watcher)
     longest = int(responses.lengths().max())
     return {
         "methods": {key: label for key, (label, _) in tried.items()},
@@ -165,6 +155,30 @@ def _extrapolation(
         "intervals": "of the simulation: how well so many made-up responses know a number",
         "points": [_point(point) for point in points],
     }
+
+
+def _made_up(
+    methods: Mapping[str, WeightMethod],
+    responses: Responses,
+    lengths: Sequence[int],
+    numbers_of_updates: Sequence[int],
+    plan: SimulationPlan,
+    staleness: Staleness,
+    watcher: Watcher,
+) -> list[ExtrapolatedPoint]:
+    return extrapolate(
+        methods,
+        responses,
+        lengths=lengths,
+        staleness=numbers_of_updates,
+        model=staleness.model,
+        updates=staleness.updates,
+        sequences=plan.sequences,
+        tokens=plan.tokens,
+        resamples=plan.resamples,
+        seed=plan.seed,
+        progress=lambda sequences, tokens: watcher.stage_progress(STAGE, sequences, tokens),
+    )
 
 
 def _point(point: ExtrapolatedPoint) -> dict[str, Any]:
@@ -191,19 +205,8 @@ def _ablations(
     tried = variants()
     methods = {key: variant.method for key, variant in tried.items()}
     measured = respond_all(methods, responses, resamples=plan.resamples, seed=plan.seed)
-    points = extrapolate(
-        methods,
-        responses,
-        lengths=_ablation_lengths(responses, lengths),
-        staleness=ABLATION_STALENESS,
-        model=staleness.model,
-        updates=staleness.updates,
-        sequences=plan.sequences,
-        tokens=plan.tokens,
-        resamples=plan.resamples,
-        seed=plan.seed,
-        progress=lambda sequences, tokens: watcher.stage_progress(STAGE, sequences, tokens),
-    )
+    lengths = _ablation_lengths(responses, lengths)
+    points = _made_up(methods, responses, lengths, ABLATION_STALENESS, plan, staleness, watcher)
     log_weight = responses.log_weight()[responses.lengths() > 0]
     return {
         "variants": {
