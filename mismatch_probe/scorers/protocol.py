@@ -83,6 +83,7 @@ class ScorerSpec:
         top_k: Experts per token, 0 for a dense model.
         options: `train.options.*`.
         trust_remote_code: Whether code from the checkpoint may run.
+        max_sequence_len: Longest prompt + response to score, in tokens; None where nobody knows it.
     """
 
     model_path: Path
@@ -91,6 +92,7 @@ class ScorerSpec:
     top_k: int
     options: dict[str, Any]
     trust_remote_code: bool = False
+    max_sequence_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class ScoredSequence:
     Attributes:
         sequence_id: As in the request.
         logprobs: float32 [response tokens], nats.
-        entropy: float32 [response tokens], nats, of the whole next-token distribution.
+        entropy: float32 [response tokens], nats, of the whole next-token distribution; None where it cannot be had.
         routing: int16 [prompt + response - 1, MoE layers, top_k] experts used, or None.
         gates: float32 of the same shape, the weight each expert got, or None.
         margins: float32 [prompt + response - 1, MoE layers]; the router's own score of its last choice minus that of
@@ -130,7 +132,7 @@ class ScoredSequence:
 
     sequence_id: int
     logprobs: npt.NDArray[np.float32]
-    entropy: npt.NDArray[np.float32]
+    entropy: npt.NDArray[np.float32] | None
     routing: npt.NDArray[np.int16] | None
     gates: npt.NDArray[np.float32] | None = None
     margins: npt.NDArray[np.float32] | None = None

@@ -23,7 +23,8 @@ class ScorerEntry:
 
 
 def _load_own() -> None:
-    import mismatch_probe.scorers.transformers_scorer  # noqa: F401  (registers itself)
+    import mismatch_probe.scorers.engine_scorer
+    import mismatch_probe.scorers.transformers_scorer  # noqa: F401  (both register themselves)
 
 
 scorers: Registry[ScorerEntry] = Registry("scorer", "mismatch_probe.scorers", _load_own)

@@ -112,6 +112,7 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
                 "top_k": plan.facts.top_k or 0,
                 "options": plan.config.train.options,
                 "trust_remote_code": plan.config.trust_remote_code,
+                "max_sequence_len": plan.max_model_len,
             },
             temperature=plan.config.sampling.temperature,
             routing=plan.routing,
