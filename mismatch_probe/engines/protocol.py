@@ -30,6 +30,7 @@ class EngineCapabilities:
         forced_decode: It can force given ids through the decode path and return their log-probabilities.
         routing: It returns the experts that each fed token was routed to.
         reason: By capability name, why it is missing.
+        weight_reload: It loads weights while it runs (`mismatch_probe.engines.refit.RefittableEngine`).
     """
 
     sampling: bool
@@ -37,6 +38,7 @@ class EngineCapabilities:
     forced_decode: bool
     routing: bool
     reason: dict[str, str] = field(default_factory=dict)
+    weight_reload: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,10 @@ from mismatch_probe.engines.protocol import (
     PromptRequest,
     SampledSequence,
 )
-from mismatch_probe.engines.refit import WeightComparison
 from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
 from mismatch_probe.engines.vllm_outputs import prompt_logprobs, sampled_logprobs
-from mismatch_probe.engines.vllm_refit import compare_state, load_weights, save_state
+from mismatch_probe.engines.vllm_refit import VllmRefit
 from mismatch_probe.errors import CaptureError, ConfigError, EngineUnavailableError
 
 LOGPROBS_MODE = "processed_logprobs"
@@ -38,7 +36,7 @@ _FIXED_OPTIONS = (
 )
 
 
-class VllmEngine:
+class VllmEngine(VllmRefit):
     """vLLM in this process, behind the `RolloutEngine` protocol.
 
     Notes:
@@ -197,18 +195,6 @@ class VllmEngine:
             scored.append(sampled_logprobs(output.outputs[0], sequence.sequence_id))
         return scored
 
-    def load_weights(self, checkpoint: Path) -> None:
-        """See `RefittableEngine.load_weights`."""
-        load_weights(self._llm, checkpoint)
-
-    def save_state(self, folder: Path) -> None:
-        """See `RefittableEngine.save_state`."""
-        save_state(self._llm, folder)
-
-    def compare_state(self, folder: Path) -> WeightComparison:
-        """See `RefittableEngine.compare_state`."""
-        return compare_state(self._llm, folder)
-
     def close(self) -> None:
         """Shuts the engine down."""
         shutdown = getattr(self._llm.llm_engine, "engine_core", None)
@@ -319,9 +305,11 @@ def vllm_capabilities() -> EngineCapabilities:
 
     if importlib.util.find_spec("vllm") is None:
         reason = "vLLM is not installed"
-        names = ("sampling", "prefill_scoring", "forced_decode", "routing")
+        names = ("sampling", "prefill_scoring", "forced_decode", "routing", "weight_reload")
         return EngineCapabilities(False, False, False, False, dict.fromkeys(names, reason))
-    return EngineCapabilities(sampling=True, prefill_scoring=True, forced_decode=True, routing=True)
+    return EngineCapabilities(
+        sampling=True, prefill_scoring=True, forced_decode=True, routing=True, weight_reload=True
+    )
 
 
 @register_engine("vllm", summary="vLLM in a process of its own", capabilities=vllm_capabilities)

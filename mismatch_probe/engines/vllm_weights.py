@@ -7,7 +7,9 @@ instead: its own `quant_method.apply` on a fixed input.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,28 @@ class WeightProbe:
             "differences": compare_states(held, tensors),
         }
 
+    def probe_digest_weights(self) -> dict[str, Any]:
+        """Digests of this worker's state, one tensor in host memory at a time.
+
+        Returns:
+            `tensors`: name -> (shape, SHA-256 of dtype, shape and bytes), and `unread` as in `read_state`.
+        """
+        unread: list[str] = []
+        tensors = {
+            name: digest(tensor) for name, tensor in iterate_state(self.model_runner.get_model(), unread)
+        }
+        return {"tensors": tensors, "unread": unread}
+
+
+def digest(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    """Shape of a tensor on the CPU and the SHA-256 of its dtype, shape and bytes."""
+    import torch
+
+    shape = tuple(tensor.shape)
+    hashed = hashlib.sha256(f"{tensor.dtype} {shape} ".encode())
+    hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return shape, hashed.hexdigest()
+
 
 def read_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Every parameter and buffer, and the answers of modules whose weights are packed away.
@@ -64,25 +88,33 @@ def read_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], list[st
     Returns:
         Contiguous copies on the CPU by name, and the names of empty tensors whose module cannot be asked.
     """
+    unread: list[str] = []
+    return dict(iterate_state(model, unread)), unread
+
+
+def iterate_state(model: torch.nn.Module, unread: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state of `read_state`, piece by piece.
+
+    Args:
+        model: The model as the engine holds it.
+        unread: Filled with the names of empty tensors whose module cannot be asked.
+    """
     import itertools
 
-    tensors: dict[str, torch.Tensor] = {}
-    unread: list[str] = []
     # Tied weights are read under each of their names: an update may reach only one of them.
     named = itertools.chain(
         model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     )
     for name, tensor in named:
         if tensor.numel():
-            tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            yield name, tensor.detach().to("cpu", copy=True).contiguous()
             continue
         module_name = name.rpartition(".")[0]
         answer = _answer(model.get_submodule(module_name))
         if answer is None:
             unread.append(name)
         else:
-            tensors[f"{module_name}.{_OUTPUT}"] = answer
-    return tensors, unread
+            yield f"{module_name}.{_OUTPUT}", answer
 
 
 def _answer(module: Any) -> torch.Tensor | None:

@@ -117,7 +117,7 @@ def engines() -> None:
         capabilities = engine.item.capabilities()
         given = [
             name
-            for name in ("sampling", "prefill_scoring", "forced_decode", "routing")
+            for name in ("sampling", "prefill_scoring", "forced_decode", "routing", "weight_reload")
             if getattr(capabilities, name)
         ]
         reason = next(iter(capabilities.reason.values()), "")

@@ -2,7 +2,8 @@
 
 import torch
 
-from mismatch_probe.engines.vllm_weights import compare_states, read_state
+from mismatch_probe.engines.refit import StateDigest, compare_digests
+from mismatch_probe.engines.vllm_weights import compare_states, digest, read_state
 
 
 class PackedMethod:
@@ -79,3 +80,34 @@ def test_missing_unexpected_and_reshaped_state_is_named_and_nan_equals_itself():
         "a.new": "unexpected",
         "a.shape": "shape differs",
     }
+
+
+def digests(model):
+    tensors, unread = read_state(model)
+    return StateDigest({name: digest(tensor) for name, tensor in tensors.items()}, tuple(unread))
+
+
+def test_digests_name_what_the_tensors_themselves_name():
+    changed = Model()
+    changed.packed.handle[0, 0] += 1e-3
+    with torch.no_grad():
+        changed.plain.weight[1, 2] = torch.nextafter(changed.plain.weight[1, 2], torch.tensor(9.0))
+    found = compare_digests(digests(Model()), digests(changed))
+    rows = compare_states(read_state(Model())[0], read_state(changed)[0])
+    assert [item.name for item in found.differences] == [row["name"] for row in rows]
+    assert {item.what for item in found.differences} == {"differs"}
+    assert found.unread == ("lost.weight",)
+    assert compare_digests(digests(Model()), digests(Model())).differences == ()
+
+
+def test_digests_tell_shapes_and_missing_pieces_apart():
+    held = StateDigest({"a.w": ((2, 2), "x"), "b.w": ((2,), "y"), "c.w": ((3,), "z")}, ())
+    found = StateDigest({"a.w": ((4,), "x"), "c.w": ((3,), "z"), "d.w": ((1,), "z")}, ())
+    rows = {item.name: (item.what, item.module) for item in compare_digests(held, found).differences}
+    assert rows == {"a.w": ("shape differs", "a"), "b.w": ("missing", "b"), "d.w": ("unexpected", "d")}
+
+
+def test_equal_numbers_of_another_dtype_have_another_digest():
+    tensor = torch.zeros(4, dtype=torch.bfloat16)
+    assert digest(tensor) != digest(tensor.to(torch.float16))
+    assert digest(tensor) == digest(tensor.clone())
