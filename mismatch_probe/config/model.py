@@ -11,17 +11,21 @@ Leg = Literal[
     "rollout/decode",
     "rollout/prefill",
     "rollout/forced",
+    "rollout/refit",
     "train/forward",
     "train/replay",
     "train/reference",
     "train/repeat",
 ]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$"
 Dtype = Literal["bfloat16", "float16", "float32"]
 
-ROLLOUT_LEGS: tuple[Leg, ...] = ("rollout/decode", "rollout/prefill", "rollout/forced")
+# A reload may break the engine for good, so nothing is read from it after rollout/refit.
+ROLLOUT_LEGS: tuple[Leg, ...] = ("rollout/decode", "rollout/prefill", "rollout/forced", "rollout/refit")
 DEFAULT_LEGS: tuple[Leg, ...] = (
     "rollout/decode",
     "rollout/prefill",
+    "rollout/refit",
     "train/forward",
     "train/replay",
     "train/reference",
@@ -64,6 +68,38 @@ class TrainConfig(_Section):
     model: str | None = None
     dtype: Dtype = "bfloat16"
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class MatrixRollout(RolloutConfig):
+    """One of several rollout engines.
+
+    Attributes:
+        name: How it is called in tables and folders; None takes the engine's name.
+    """
+
+    name: str | None = Field(default=None, pattern=_NAME)
+
+
+class MatrixTrain(TrainConfig):
+    """One of several training-side forwards.
+
+    Attributes:
+        name: How it is called in tables and folders; None takes the scorer's name.
+    """
+
+    name: str | None = Field(default=None, pattern=_NAME)
+
+
+class MatrixConfig(_Section):
+    """Several engines at once: each rollout engine samples in turn, and every engine reads its tokens.
+
+    Attributes:
+        rollout: Rollout engines; none means the one of `rollout`.
+        train: Training-side forwards; none means the one of `train`.
+    """
+
+    rollout: tuple[MatrixRollout, ...] = ()
+    train: tuple[MatrixTrain, ...] = ()
 
 
 class SamplingConfig(_Section):
@@ -117,6 +153,7 @@ class ProbeConfig(_Section):
         layers: For a geometry such as qwen3-30b-a3b: how many layers of random weights to make.
         rollout: The rollout side.
         train: The training side.
+        matrix: Several engines on either side, for a matrix of pairs.
         sampling: How responses are sampled.
         prompts: Where prompts come from.
         legs: Which readings of log p to take.
@@ -131,6 +168,7 @@ class ProbeConfig(_Section):
     layers: int | None = Field(default=None, ge=1)
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
+    matrix: MatrixConfig = MatrixConfig()
     sampling: SamplingConfig = SamplingConfig()
     prompts: PromptConfig = PromptConfig()
     legs: tuple[Leg, ...] = DEFAULT_LEGS
@@ -144,11 +182,21 @@ class ProbeConfig(_Section):
     def _needed_legs(self) -> ProbeConfig:
         if "rollout/decode" not in self.legs:
             raise ValueError("legs must contain rollout/decode: it is what samples the tokens")
+        for side, entries in (("rollout", self.matrix.rollout), ("train", self.matrix.train)):
+            if entries and getattr(self, side).options:
+                raise ValueError(
+                    f"{side}.options and matrix.{side} exclude each other: give every entry of matrix.{side} its own options"
+                )
         if len(set(self.legs)) != len(self.legs):
             raise ValueError("legs names a leg twice")
         if "train/replay" in self.legs and self.routing is False and "legs" in self.model_fields_set:
             raise ValueError("the leg train/replay needs routing; drop it or set routing=true")
         return self
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether engines are listed for a matrix of pairs."""
+        return bool(self.matrix.rollout or self.matrix.train)
 
     @property
     def rollout_model(self) -> str:

@@ -28,10 +28,12 @@ class Task(_Job):
     Attributes:
         leg: Which reading.
         parts: Indices of the parts to do; those on disk are left out by who made the job.
+        sequences: At most so many sequences of each part; None reads all.
     """
 
     leg: str
     parts: tuple[int, ...]
+    sequences: int | None = None
 
 
 class RolloutJob(_Job):

@@ -10,6 +10,7 @@ import numpy as np
 from mismatch_probe.result import to_json
 from mismatch_probe.stages.leg_comparisons import leg_comparisons
 from mismatch_probe.stages.leg_steps import LegStep, leg_steps
+from mismatch_probe.stages.weight_sync import weight_sync_step
 from mismatch_probe.stats.step_summary import StepSummary, covariance_of_steps, summarise_step
 from mismatch_probe.trace.trace import Trace
 
@@ -20,12 +21,13 @@ _FLOORS = {
 }
 
 
-def legs_section(trace: Trace, legs: Sequence[str]) -> dict[str, Any]:
+def legs_section(trace: Trace, legs: Sequence[str], weight_sync: dict[str, Any]) -> dict[str, Any]:
     """Summarises every step between the legs that were read.
 
     Args:
         trace: The run.
         legs: Legs whose parts are all there.
+        weight_sync: The section of that name; its step stands beside the others.
     """
     rollout = trace.rollout
     steps = leg_steps(legs)
@@ -41,9 +43,10 @@ def legs_section(trace: Trace, legs: Sequence[str]) -> dict[str, Any]:
     if len(chain) > 1:
         named = {f"{step.start} -> {step.end}": differences[step.start, step.end] for step in chain}
         covariance = to_json(covariance_of_steps(named, rollout.offsets))
+    rows = [_row(step, summaries[step.start, step.end]) for step in steps]
     return {
         "available": list(legs),
-        "steps": [_row(step, summaries[step.start, step.end]) for step in steps],
+        "steps": [*rows, *(row for row in (weight_sync_step(weight_sync),) if row is not None)],
         "covariance": covariance,
         "comparisons": leg_comparisons(trace, legs),
         "floor": _floor(summaries),

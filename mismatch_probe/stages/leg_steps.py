@@ -40,6 +40,10 @@ _BESIDE = (
     ),
     LegStep("rollout/decode", "rollout/forced", "control: the same ids forced through decode", "control"),
 )
+REFIT_STEP = LegStep(
+    "rollout/forced", "rollout/refit", "weight sync: the same checkpoint loaded again, must be 0", "control"
+)
+"""Not between legs of the whole run: both its ends read a sample, see `mismatch_probe.stages.weight_sync`."""
 _CHAIN_MEANING = {
     ("rollout/decode", "rollout/prefill"): "decode vs prefill: the rollout engine against itself",
     ("rollout/prefill", "train/forward"): "prefill vs forward: engine against trainer",

@@ -17,6 +17,7 @@ from mismatch_probe.stages.diagnosis_section import causes_section
 from mismatch_probe.stages.drift_sections import drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
+from mismatch_probe.stages.weight_sync import weight_sync_section
 from mismatch_probe.stages.weights_section import masked_tokens, weights_sections
 from mismatch_probe.trace.parts import write_json
 from mismatch_probe.trace.run_directory import RunDirectory
@@ -44,17 +45,20 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
     bars = load_bars(bar_changes)
     manifest = run.read_manifest()
     trace = Trace(run, int(manifest["num_parts"]))
-    legs = [leg for leg in manifest["legs"] if _is_complete(run, leg, int(manifest["num_parts"]))]
+    num_parts = int(manifest["num_parts"])
+    legs = [leg for leg in manifest["legs"] if all(p.is_file() for p in run.leg_files(leg, num_parts))]
     if "train/forward" not in legs:
         raise InconclusiveError(
             "the leg train/forward was not taken, so there is nothing to compare with",
             hint=f"run: mismatch-probe score {run.path}",
         )
+    weight_sync = weight_sync_section(run, trace, legs)
     result: dict[str, Any] = {
         "schema_version": RESULT_SCHEMA_VERSION,
         "provenance": _provenance(manifest, trace, legs),
         **drift_sections(trace, token_classes=_token_classes(manifest, trace)),
-        "legs": to_json(legs_section(trace, legs)),
+        "weight_sync": weight_sync,
+        "legs": to_json(legs_section(trace, legs, weight_sync)),
         "routing": to_json(_routing(manifest, trace, legs)),
         **weights_sections(run, trace, int(manifest["num_parts"])),
     }
@@ -73,11 +77,6 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
     manifest["stages"]["measure"] = "done"
     run.write_manifest(manifest)
     return result
-
-
-def _is_complete(run: RunDirectory, leg: str, num_parts: int) -> bool:
-    path = run.rollout_part if leg == "rollout/decode" else lambda part: run.score_part(leg, part)
-    return all(path(part).is_file() for part in range(num_parts))
 
 
 def _token_classes(

@@ -86,6 +86,7 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
     facts = read_model_facts(rollout_model.path)
     check_pair(rollout_model.path, train_model.path)
     routing, legs = _routing(config, facts, rollout_model.name)
+    legs = _reloadable(config, legs, entry.item.capabilities().weight_reload, entry.name)
     prompts = load_prompts(config.prompts, rollout_model, facts, seed=config.sampling.seed)
     needed = check_lengths(
         prompts, max_tokens=config.sampling.max_tokens, max_positions=facts.max_position_embeddings
@@ -125,6 +126,17 @@ def _resolve(name: str, layers: int | None, watcher: Watcher) -> ModelSource:
             watcher.message(f"{what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
 
     return resolve_model(name, layers=layers, progress=progress)
+
+
+def _reloadable(config: ProbeConfig, legs: tuple[Leg, ...], can_reload: bool, engine: str) -> tuple[Leg, ...]:
+    if can_reload or "rollout/refit" not in legs:
+        return legs
+    if "legs" in config.model_fields_set:
+        raise ConfigError(
+            f"the leg rollout/refit cannot be taken: {engine} loads no weights while it runs",
+            hint="leave it out",
+        )
+    return tuple(leg for leg in legs if leg != "rollout/refit")
 
 
 def _routing(config: ProbeConfig, facts: ModelFacts, name: str) -> tuple[bool, tuple[Leg, ...]]:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from mismatch_probe.config.model import Leg
-from mismatch_probe.errors import ConfigError, RunDirectoryError
+from mismatch_probe.errors import ConfigError, MismatchProbeError, RunDirectoryError
 from mismatch_probe.scorers.registry import scorers
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.job import JobPrompt, ReplayPlan, RolloutJob, ScoreJob, Task
 from mismatch_probe.stages.plan import RunPlan
 from mismatch_probe.stages.process import run_worker
+from mismatch_probe.stages.refit_leg import REFIT_LEG, REFIT_SEQUENCES, write_refit_failure
 from mismatch_probe.stages.replay_study import STUDY, plan_replay
 from mismatch_probe.trace.manifest import new_manifest, redact, responses_hash
 from mismatch_probe.trace.run_directory import RunDirectory
@@ -73,13 +74,34 @@ def record(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
             tokenizer_path=plan.prompts.tokenizer_path,
             tasks=tasks,
         )
-        facts = run_worker(job, run.log_path("rollout"), _follow(plan, tasks, watcher, config.rollout.engine))
-        _note(run, "rollout", facts)
+        follow = _follow(plan, tasks, watcher, config.rollout.engine)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "facts":
+                _note(run, "rollout", event["facts"])
+            follow(event)
+
+        try:
+            _note(run, "rollout", run_worker(job, run.log_path("rollout"), on_event))
+        except MismatchProbeError as error:
+            _blame_reload(run, plan, error)
     rollout = Trace(run, plan.num_parts).rollout
     manifest = run.read_manifest()
     manifest["responses_sha256"] = responses_hash(rollout)
     manifest["stages"]["record"] = "done"
     run.write_manifest(manifest)
+
+
+def _blame_reload(run: RunDirectory, plan: RunPlan, error: MismatchProbeError) -> None:
+    """Keeps the death of an engine as what came of `rollout/refit`, where that leg alone was left to do.
+
+    Raises:
+        MismatchProbeError: `error`, where the engine died of anything else.
+    """
+    left = [task.leg for task in _missing_tasks(run, plan, plan.rollout_legs())]
+    if left != [REFIT_LEG] or "rollout" not in run.read_manifest()["engines"]:
+        raise error
+    write_refit_failure(run, f"loading the checkpoint again ended the engine: {error.message}")
 
 
 def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
@@ -143,12 +165,10 @@ def _missing_tasks(
 ) -> tuple[Task, ...]:
     tasks = []
     for leg in legs:
-        path = (
-            run.rollout_part if leg == "rollout/decode" else lambda part, leg=leg: run.score_part(leg, part)
-        )
-        parts = tuple(part for part in range(plan.num_parts) if not path(part).is_file())
+        files = run.leg_files(leg, plan.num_parts)
+        parts = tuple(part for part, path in enumerate(files) if not path.is_file())
         if parts:
-            tasks.append(Task(leg=leg, parts=parts))
+            tasks.append(Task(leg=leg, parts=parts, sequences=REFIT_SEQUENCES if leg == REFIT_LEG else None))
     studied = [part for part in range(plan.num_parts) if study and not run.replay_part(part).is_file()]
     if studied:
         tasks.append(Task(leg=STUDY, parts=tuple(studied)))
@@ -164,7 +184,10 @@ def _follow(
     def start(leg: str) -> None:
         missing = next(task.parts for task in tasks if task.leg == leg)
         todo = sum(plan.part_sequences(part) for part in missing)
-        watcher.stage_started(leg, plan.num_sequences, plan.num_sequences - todo, what)
+        total = plan.num_sequences
+        if leg == REFIT_LEG:
+            total = todo = min(todo, REFIT_SEQUENCES)
+        watcher.stage_started(leg, total, total - todo, what)
 
     def on_event(event: dict[str, Any]) -> None:
         match event["event"]:

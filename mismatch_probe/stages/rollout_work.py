@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from mismatch_probe.engines.protocol import (
 )
 from mismatch_probe.engines.registry import engines
 from mismatch_probe.stages.job import JobPrompt, RolloutJob
+from mismatch_probe.stages.refit_leg import REFIT_LEG, take_refit_leg
 from mismatch_probe.stages.worker import EventWriter
 from mismatch_probe.trace.parts import read_table, write_routing, write_table
 from mismatch_probe.trace.run_directory import RunDirectory
@@ -30,12 +33,27 @@ def run_rollout_job(job: RolloutJob, events: EventWriter) -> EngineFacts:
     engine = entry.item.make(EngineSpec(**{**job.spec, "model_path": Path(job.spec["model_path"])}))
     try:
         run = RunDirectory(job.run)
+        facts = None
         for task in job.tasks:
             events.send("leg", leg=task.leg)
+            if task.leg == REFIT_LEG:
+                facts = engine.facts()
+                events.send("facts", facts=dataclasses.asdict(facts))
+                take_refit_leg(
+                    run,
+                    engine,
+                    Path(job.spec["model_path"]),
+                    read_sequences(run, 0)[: task.sequences],
+                    job.sampling,
+                    forced_decode=entry.item.capabilities().forced_decode,
+                    progress=partial(events.progress, task.leg),
+                )
+                events.send("part", leg=task.leg, part=0)
+                continue
             for part in task.parts:
                 _do_part(job, run, engine, task.leg, part, events)
                 events.send("part", leg=task.leg, part=part)
-        return engine.facts()
+        return facts or engine.facts()
     finally:
         engine.close()
 

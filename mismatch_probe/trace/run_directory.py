@@ -72,6 +72,21 @@ class RunDirectory:
         """Part `index` of what a leg scored."""
         return self.path / SCORES_FOLDER / leg / part_name(index, "parquet")
 
+    def refit_outcome(self) -> Path:
+        """What came of loading the checkpoint again; written last, so that it says that `rollout/refit` is done."""
+        return self.path / SCORES_FOLDER / "rollout/refit" / "outcome.json"
+
+    def leg_files(self, leg: str, num_parts: int) -> list[Path]:
+        """The files that say, all together, that a leg was read: one for each part.
+
+        `rollout/refit` reads a sample of the first part alone, so it has one.
+        """
+        if leg == "rollout/decode":
+            return [self.rollout_part(part) for part in range(num_parts)]
+        if leg == "rollout/refit":
+            return [self.refit_outcome()]
+        return [self.score_part(leg, part) for part in range(num_parts)]
+
     def routing_part(self, leg: str, index: int) -> Path:
         """Part `index` of the routes that a leg took."""
         return self.path / ROUTING_FOLDER / leg / part_name(index, "safetensors")

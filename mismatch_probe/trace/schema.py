@@ -57,6 +57,23 @@ def score_schema() -> pa.Schema:
     )
 
 
+def refit_schema() -> pa.Schema:
+    """One row a sequence of the sample that `rollout/refit` reads (nats, float32, one value a response token).
+
+    `fresh` was read right before the engine loaded its own checkpoint again, `logprobs` right after.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("sequence_id", pa.int64(), nullable=False),
+            pa.field("fresh", pa.list_(pa.float32()), nullable=False),
+            pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
+        ],
+        metadata={"mismatch_probe.schema_version": str(SCHEMA_VERSION)},
+    )
+
+
 def replay_schema() -> pa.Schema:
     """One row a case and sequence of the replay study; log-probabilities of the same response tokens (nats, float32)."""
     import pyarrow as pa

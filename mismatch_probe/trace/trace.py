@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mismatch_probe.errors import InconclusiveError, RunDirectoryError
 from mismatch_probe.trace.parts import RoutingPart, read_routing, read_routing_part, read_table
 from mismatch_probe.trace.run_directory import RunDirectory
-from mismatch_probe.trace.schema import replay_schema, rollout_schema, score_schema
+from mismatch_probe.trace.schema import refit_schema, replay_schema, rollout_schema, score_schema
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -51,6 +51,23 @@ class Rollout:
     def lengths(self) -> IntArray:
         """Response tokens per sequence."""
         return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class RefitReading:
+    """A sample of the sequences, read before and after the engine loaded its own checkpoint again.
+
+    Attributes:
+        fresh: float64 flat [tokens], nats; before.
+        reloaded: float64 flat [tokens], nats; after. May hold NaN: a broken engine returns anything.
+        offsets: int64 [sequences + 1].
+        prompt_index: int64 [sequences], as of `Rollout`.
+    """
+
+    fresh: FloatArray
+    reloaded: FloatArray
+    offsets: IntArray
+    prompt_index: IntArray
 
 
 class Trace:
@@ -124,6 +141,31 @@ class Trace:
                 hint="score it again into a fresh run",
             )
         return np.concatenate([part[1] for part in parts]).astype(np.float64)
+
+    def refit(self) -> RefitReading:
+        """What the leg `rollout/refit` read.
+
+        Raises:
+            InconclusiveError: It holds other sequences or other lengths than were sampled.
+        """
+        table = read_table(self._run.score_part("rollout/refit", 0), refit_schema()).combine_chunks()
+        fresh, offsets = _flatten(table["fresh"])
+        reloaded, after = _flatten(table["logprobs"])
+        ids = table["sequence_id"].to_numpy()
+        rows = np.flatnonzero(np.isin(self.rollout.sequence_id, ids))
+        lengths = self.rollout.lengths[rows]
+        if not (
+            np.array_equal(self.rollout.sequence_id[rows], ids)
+            and np.array_equal(np.diff(offsets), lengths)
+            and np.array_equal(np.diff(after), lengths)
+        ):
+            raise InconclusiveError(
+                "the leg rollout/refit does not line up with the sampled sequences",
+                hint="record the run again",
+            )
+        return RefitReading(
+            fresh.astype(np.float64), reloaded.astype(np.float64), offsets, self.rollout.prompt_index[rows]
+        )
 
     def entropy(self, leg: str) -> FloatArray | None:
         """One leg's next-token entropies in nats, float64 flat, or None where the leg does not give them."""
