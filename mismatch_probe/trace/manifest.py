@@ -10,9 +10,10 @@ import numpy as np
 
 from mismatch_probe import __version__
 from mismatch_probe.preflight.environment import package_versions
-from mismatch_probe.trace.schema import SCHEMA_VERSION
+from mismatch_probe.trace.schema import MATRIX, SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    from mismatch_probe.config.model import ProbeConfig
     from mismatch_probe.stages.plan import RunPlan
     from mismatch_probe.trace.trace import Rollout
 
@@ -28,6 +29,7 @@ def new_manifest(plan: RunPlan, command: str) -> dict[str, Any]:
     """
     facts = plan.facts
     config = plan.config.model_dump(mode="json")
+    del config["matrix"]
     for side in ("rollout", "train"):
         config[side]["options"] = redact(config[side]["options"])
     return {
@@ -39,7 +41,7 @@ def new_manifest(plan: RunPlan, command: str) -> dict[str, Any]:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "config": config,
-        "config_set": sorted(plan.config.model_fields_set),
+        "config_set": sorted(plan.config.model_fields_set - {"matrix"}),
         "legs": list(plan.legs),
         "routing": plan.routing,
         "num_parts": plan.num_parts,
@@ -72,6 +74,39 @@ def new_manifest(plan: RunPlan, command: str) -> dict[str, Any]:
         "engines": {},
         "responses_sha256": None,
         "stages": {},
+    }
+
+
+def new_matrix_manifest(config: ProbeConfig, plan: RunPlan, command: str, cells: list[str]) -> dict[str, Any]:
+    """The manifest of a matrix that is about to start; each cell has a manifest of its own.
+
+    Args:
+        config: What was asked for.
+        plan: Of any cell: all have one model and the same prompts.
+        command: The command line, for the report.
+        cells: Folders of the cells.
+    """
+    cell = new_manifest(plan, command)
+    asked = config.model_dump(mode="json")
+    for section in (asked["rollout"], asked["train"], *asked["matrix"]["rollout"], *asked["matrix"]["train"]):
+        section["options"] = redact(section["options"])
+    kept = (
+        "schema_version",
+        "tool_version",
+        "run_id",
+        "created_at",
+        "command",
+        "num_sequences",
+        "versions",
+        "model",
+        "prompts",
+    )
+    return {
+        "kind": MATRIX,
+        **{key: cell[key] for key in kept},
+        "config": asked,
+        "config_set": sorted(config.model_fields_set),
+        "cells": cells,
     }
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from mismatch_probe.errors import RunDirectoryError
 from mismatch_probe.trace.parts import part_name, read_json, remove_partial_files, write_json
-from mismatch_probe.trace.schema import ROLLOUT_FOLDER, ROUTING_FOLDER, SCHEMA_VERSION, SCORES_FOLDER
+from mismatch_probe.trace.schema import MATRIX, ROLLOUT_FOLDER, ROUTING_FOLDER, SCHEMA_VERSION, SCORES_FOLDER
 
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _OURS = (
     ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "figures", "export", "logs", "ablation", "tuning",
     _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json",
+    "cells", "matrix.json", "matrix.html", "matrix.png",
 )  # fmt: skip
 
 
@@ -46,7 +47,12 @@ class RunDirectory:
             )
         if not run.manifest_path.is_file():
             raise RunDirectoryError(f"{path} is not a run directory: it has no {_MANIFEST}")
-        run.read_manifest()
+        manifest = run.read_manifest()
+        if manifest.get("kind") == MATRIX:
+            raise RunDirectoryError(
+                f"{path} is a matrix of runs",
+                hint=f"give one of its cells, such as {path / manifest['cells'][0]}",
+            )
         return run
 
     @property
@@ -58,6 +64,11 @@ class RunDirectory:
     def result_path(self) -> Path:
         """result.json."""
         return self.path / "result.json"
+
+    @property
+    def matrix_path(self) -> Path:
+        """matrix.json, of a matrix of runs."""
+        return self.path / "matrix.json"
 
     @property
     def report_path(self) -> Path:

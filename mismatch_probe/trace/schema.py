@@ -11,6 +11,8 @@ SCHEMA_VERSION = 1
 ROLLOUT_FOLDER = "rollout"
 SCORES_FOLDER = "scores"
 ROUTING_FOLDER = "routing"
+MATRIX = "matrix"
+"""`kind` of the manifest of a matrix, whose cells are runs of their own."""
 
 
 def rollout_schema() -> pa.Schema:

@@ -46,13 +46,14 @@ def render_markdown_parts(result: Json, parts: Sequence[str]) -> str:
         parts: Names of sections.
     """
     report = build_report(result)
-    blocks: list[str] = []
-    for name in parts:
-        section = report.section(name)
-        tables = section.brief or section.tables
-        blocks += _section(section, (), notes=True)
-        for table in () if section.missing else tables:
-            blocks += [f"**{_text(table.caption)}**", *_table(table), _text(table.note)]
+    return "\n".join(section_markdown(report.section(name)) for name in parts)
+
+
+def section_markdown(section: Section) -> str:
+    """Return a section with all its tables in Markdown; its strings are escaped."""
+    blocks = _section(section, (), notes=True)
+    for table in () if section.missing else section.brief or section.tables:
+        blocks += [f"**{_text(table.caption)}**", *_table(table), _text(table.note)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -43,19 +43,28 @@ def render_terminal_parts(result: Json, parts: Sequence[str], console: Console) 
         parts: Names of sections.
         console: Where to print.
     """
-    from rich.text import Text
-
     report = build_report(result)
     for name in parts:
-        section = report.section(name)
-        items: list[RenderableType] = _line(section) if section.missing else [_heading(section.title)]
-        if section.lead and not section.missing:
-            items.append(Text(section.lead))
-        for table in section.brief or section.tables:
-            items += [Text(""), *_table(table.caption, table, console.width)]
-        items += [Text(note, "dim") for note in section.notes]
-        for item in [*items, Text("")]:
-            console.print(item, highlight=False)
+        print_section(report.section(name), console)
+
+
+def print_section(section: Section, console: Console) -> None:
+    """Print a section with all its tables.
+
+    Args:
+        section: What to print.
+        console: Where to print.
+    """
+    from rich.text import Text
+
+    items: list[RenderableType] = _line(section) if section.missing else [_heading(section.title)]
+    if section.lead and not section.missing:
+        items.append(Text(section.lead))
+    for table in section.brief or section.tables:
+        items += [Text(""), *_table(table.caption, table, console.width)]
+    items += [Text(note, "dim") for note in section.notes]
+    for item in [*items, Text("")]:
+        console.print(item, highlight=False)
 
 
 def _summary(report: Report, width: int) -> list[RenderableType]:

@@ -27,9 +27,12 @@ def audit(
         int | None,
         typer.Option(help="For a geometry such as qwen3-30b-a3b: layers of random weights to make."),
     ] = None,
-    rollout: Annotated[str | None, typer.Option(help="Rollout engine; see `mismatch-probe engines`.")] = None,
+    rollout: Annotated[
+        list[str] | None,
+        typer.Option(help="Rollout engine; see `mismatch-probe engines`. Several make a matrix of pairs."),
+    ] = None,
     train: Annotated[
-        str | None, typer.Option(help="Training-side scorer; see `mismatch-probe engines`.")
+        list[str] | None, typer.Option(help="Training-side scorer; several make a matrix of pairs.")
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -57,16 +60,16 @@ def audit(
 
     `mismatch-probe audit --model qwen3-30b-a3b --layers 2 --num-prompts 4 --max-tokens 16 --out runs/geometry`
 
+    `mismatch-probe audit --rollout vllm --rollout transformers --train transformers --out runs/matrix`
+
     `mismatch-probe audit --out runs/first --resume`
     """
     from mismatch_probe.config.load import load_config
     from mismatch_probe.errors import ConfigError
-    from mismatch_probe.stages.measure import measure_run
     from mismatch_probe.stages.plan import make_plan
-    from mismatch_probe.stages.record_score import begin_manifest, record, score
-    from mismatch_probe.stages.simulation import simulate_run
-    from mismatch_probe.stages.simulation_plan import SimulationPlan
+    from mismatch_probe.stages.whole_audit import audit_run
     from mismatch_probe.trace.run_directory import RunDirectory
+    from mismatch_probe_cli.commands.matrix import audit_matrix
     from mismatch_probe_cli.console import ProgressWatcher
     from mismatch_probe_cli.showing import show_result, write_reports
 
@@ -77,8 +80,8 @@ def audit(
     overrides = {
         "model": model or model_argument,
         "layers": layers,
-        "rollout.engine": rollout,
-        "train.scorer": train,
+        **_engines("rollout", "engine", rollout, several=len(train or ()) > 1),
+        **_engines("train", "scorer", train, several=len(rollout or ()) > 1),
         "prompts.source": None if prompts is None else str(prompts),
         "prompts.num_prompts": num_prompts,
         "sampling.samples": samples,
@@ -93,15 +96,21 @@ def audit(
     settings = load_config(config, assignments or (), overrides, base)
     run = RunDirectory(settings.out)
     run.check_free(force=force, resume=resume)
+    if settings.is_matrix:
+        raise typer.Exit(audit_matrix(run, settings, force=force, resume=resume, output_format=output_format))
     with ProgressWatcher() as watcher:
         plan = make_plan(settings, watcher)
         with run.claim(force=force, resume=resume):
-            begin_manifest(run, plan, command_line(), resume=resume)
-            record(run, plan, watcher)
-            score(run, plan, watcher)
-            watcher.message("measuring")
-            result = measure_run(run, settings.bars)
-            result = simulate_run(run, SimulationPlan(), watcher)
+            result = audit_run(run, plan, watcher, command=command_line(), resume=resume)
             files = write_reports(run, result)
     show_result(result, run, files, output_format)
     raise typer.Exit(int(result["exit_code"]))
+
+
+def _engines(side: str, key: str, names: list[str] | None, *, several: bool) -> dict[str, object]:
+    """One engine is the pair's; several, or one beside several of the other side, are entries of the matrix."""
+    if not names:
+        return {}
+    if len(names) == 1 and not several:
+        return {f"{side}.{key}": names[0]}
+    return {f"matrix.{side}": [{key: name} for name in names]}

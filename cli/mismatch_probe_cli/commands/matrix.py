@@ -1,0 +1,43 @@
+"""An audit of several engines: every cell of the matrix, then the matrix itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mismatch_probe_cli.options import Format, command_line
+
+if TYPE_CHECKING:
+    from mismatch_probe.config.model import ProbeConfig
+    from mismatch_probe.trace.run_directory import RunDirectory
+
+
+def audit_matrix(
+    run: RunDirectory, settings: ProbeConfig, *, force: bool, resume: bool, output_format: Format
+) -> int:
+    """Audits a matrix, writes its views and prints it; returns the exit code."""
+    from mismatch_probe.stages.matrix import plan_matrix, run_matrix
+    from mismatch_probe_cli.console import ProgressWatcher, clean, stdout
+    from mismatch_probe_cli.showing import write_reports
+    from mismatch_probe_reports.matrix import render_matrix_markdown, render_matrix_terminal, write_matrix
+
+    def finish(cell: RunDirectory, result: dict[str, Any]) -> None:
+        write_reports(cell, result)
+
+    with ProgressWatcher() as watcher:
+        planned = plan_matrix(settings, watcher)
+        with run.claim(force=force, resume=resume):
+            matrix = run_matrix(
+                run, settings, planned, watcher, command=command_line(), resume=resume, finish=finish
+            )
+            page = write_matrix(matrix, run.path)
+    if output_format is Format.json:
+        typer.echo(json.dumps(matrix, indent=1, ensure_ascii=False))
+    elif output_format is Format.markdown:
+        typer.echo(render_matrix_markdown(matrix))
+    else:
+        render_matrix_terminal(matrix, stdout())
+        stdout().print(f"report: {clean(str(page))}", soft_wrap=True)
+    return int(matrix["exit_code"])
