@@ -17,8 +17,7 @@ from mismatch_probe.errors import ConfigError
 Entry = TypeVar("Entry", MatrixRollout, MatrixTrain)
 
 CELLS = "cells"
-# What the verdict needs: the reader's noise and, in float32, its rounding.
-READING_LEGS = ("rollout/decode", "train/forward", "train/repeat", "train/reference")
+READING_LEGS = ("rollout/decode", "train/forward", "train/repeat")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mismatch_probe.errors import InconclusiveError, MismatchProbeError
+from mismatch_probe.errors import EXIT_DRIFT, InconclusiveError, MismatchProbeError
 from mismatch_probe.result import RESULT_SCHEMA_VERSION, to_json
 from mismatch_probe.stages.matrix_plan import Cell
 from mismatch_probe.stats.step_summary import summarise_step
@@ -33,7 +33,8 @@ def summarise_matrix(
         The content of matrix.json: `cells` (by source and reader), `readers` (by source, every pair of readers on the
         source's tokens), `directions` (pairs of rollout engines measured both ways), `exit_code`.
     """
-    rows = [_cell(cell, outcomes[cell.folder]) for cell in cells]
+    yardsticks = _yardsticks(cells, outcomes)
+    rows = [_cell(cell, outcomes[cell.folder], yardsticks.get(cell.source)) for cell in cells]
     sources = list(dict.fromkeys(cell.source for cell in cells))
     readers = list(dict.fromkeys(cell.reader for cell in cells))
     return {
@@ -59,16 +60,45 @@ def summarise_matrix(
     }
 
 
-def _cell(cell: Cell, outcome: Mapping[str, Any] | MismatchProbeError) -> dict[str, Any]:
+def _yardsticks(
+    cells: Sequence[Cell], outcomes: Mapping[str, Mapping[str, Any] | MismatchProbeError]
+) -> dict[str, float]:
+    """By source, what rounding does to a trainer on its tokens: K3 of train/forward against float32, the smallest.
+
+    Every reader is held against it. A reader's own float32 says nothing where the reader itself is what is wrong: a
+    quantised cache is far from float32 and from everybody else.
+    """
+    found: dict[str, float] = {}
+    for cell in cells:
+        outcome = outcomes[cell.folder]
+        if not cell.is_pair or isinstance(outcome, MismatchProbeError):
+            continue
+        rounding = (outcome["legs"]["floor"]["rounding_k3"] or {}).get("value")
+        if rounding:
+            found[cell.source] = min(rounding, found.get(cell.source, rounding))
+    return found
+
+
+def _cell(
+    cell: Cell, outcome: Mapping[str, Any] | MismatchProbeError, yardstick: float | None
+) -> dict[str, Any]:
     place = {"source": cell.source, "reader": cell.reader, "run": cell.folder}
     if isinstance(outcome, MismatchProbeError):
         return {**place, "status": "failed", "reason": outcome.message, "hint": outcome.hint}
     floor = outcome["legs"]["floor"]
+    k3 = outcome["token"]["k3"]["value"]
+    over = k3 / yardstick if k3 is not None and yardstick else None
+    verdict, exit_code = outcome["verdict"], outcome["exit_code"]
+    if verdict == "pass" and over is not None and over > outcome["bars"]["k3_over_rounding"]:
+        verdict, exit_code = "drift", EXIT_DRIFT
     return {
         **place,
         "status": "done",
-        "verdict": outcome["verdict"],
-        "exit_code": outcome["exit_code"],
+        "verdict": verdict,
+        "exit_code": exit_code,
+        "rounding_k3": yardstick,
+        "over_rounding": over,
+        "over_rounding_bar": outcome["bars"]["k3_over_rounding"],
         "sentence": outcome["verdict_sentence"],
         "findings": [finding["code"] for finding in outcome["findings"]],
         **{key: outcome["token"][key] for key in _TOKEN},

@@ -95,6 +95,10 @@ def _pairs(cells: list[Json]) -> Table:
         Column("Read by", numeric=False),
         Column("Verdict", numeric=False),
         Column("K3 (nats)"),
+        Column(
+            "Over rounding",
+            help="K3 over that of the trainer in its own dtype against float32, on the same tokens: what rounding does",
+        ),
         Column("Mean |log-ratio| (nats)", rank=2),
         Column("Std of log W (nats)", rank=2),
         Column("Reader's own floor, K3 (nats)", rank=3, help="The reader against itself, batched otherwise"),
@@ -110,13 +114,14 @@ def _pair(cell: Json) -> tuple[Cell, ...]:
     if cell.get("status") != "done":
         gap = Cell(fmt.NOT_AVAILABLE, tone="muted")
         failed = Cell("failed", reason=read_text(cell.get("reason"), "not reported"), tone="fail")
-        return (*names, failed, *[gap] * 7)
+        return (*names, failed, *[gap] * 8)
     verdict = read_text(cell.get("verdict"))
     floor = read_number(cell.get("floor_k3"))
     return (
         *names,
         Cell(verdict, tone=VERDICT_TONE.get(verdict, "")),
         _k3(cell),
+        _over_rounding(cell),
         estimate_cell(cell.get("mean_abs_log_ratio")),
         estimate_cell(cell.get("log_weight_std")),
         Cell("EXACT", tone="exact") if floor.value == 0.0 else estimate_cell(floor),
@@ -124,6 +129,13 @@ def _pair(cell: Json) -> tuple[Cell, ...]:
         Cell(", ".join(read_text(code) for code in read_list(cell.get("findings"))) or "none"),
         Cell("report", link=f"{read_text(cell.get('run'))}/report.html"),
     )
+
+
+def _over_rounding(cell: Json) -> Cell:
+    over, bar = read_number(cell.get("over_rounding")).value, read_number(cell.get("over_rounding_bar")).value
+    if over is None:
+        return Cell(fmt.NOT_AVAILABLE, reason="no trainer was read in float32 on these tokens", tone="muted")
+    return Cell(fmt.times(over), tone="fail" if bar is not None and over > bar else "")
 
 
 def _directions(matrix: Json) -> Table | None:
