@@ -101,8 +101,7 @@ def _pairs(cells: list[Json]) -> Table:
         ),
         Column("Mean |log-ratio| (nats)", rank=2),
         Column("Std of log W (nats)", rank=2),
-        Column("Reader's own floor, K3 (nats)", rank=3, help="The reader against itself, batched otherwise"),
-        Column("Tokens", rank=3),
+        Column("Reader's floor (K3)", rank=3, help="The reader against itself, batched otherwise"),
         Column("Findings", numeric=False, rank=2),
         Column("Report", numeric=False, rank=4),
     )
@@ -114,7 +113,7 @@ def _pair(cell: Json) -> tuple[Cell, ...]:
     if cell.get("status") != "done":
         gap = Cell(fmt.NOT_AVAILABLE, tone="muted")
         failed = Cell("failed", reason=read_text(cell.get("reason"), "not reported"), tone="fail")
-        return (*names, failed, *[gap] * 8)
+        return (*names, failed, *[gap] * 7)
     verdict = read_text(cell.get("verdict"))
     floor = read_number(cell.get("floor_k3"))
     return (
@@ -125,7 +124,6 @@ def _pair(cell: Json) -> tuple[Cell, ...]:
         estimate_cell(cell.get("mean_abs_log_ratio")),
         estimate_cell(cell.get("log_weight_std")),
         Cell("EXACT", tone="exact") if floor.value == 0.0 else estimate_cell(floor),
-        estimate_cell(cell.get("num_tokens"), fmt.integer),
         Cell(", ".join(read_text(code) for code in read_list(cell.get("findings"))) or "none"),
         Cell("report", link=f"{read_text(cell.get('run'))}/report.html"),
     )
