@@ -3,6 +3,7 @@
 MismatchProbeError
 ├── ConfigError             what was asked for is wrong: option, config file, model name, prompts
 ├── EngineUnavailableError  a package or a device that the engine needs is missing or broken
+│   └── EngineCrashError    the engine's process died, or failed with something it did not foresee
 ├── CaptureError            an engine ran but did not give what it was asked for
 ├── RunDirectoryError       a run directory is in use, incomplete, or not ours
 └── InconclusiveError       nothing can be concluded: no tokens, ids that do not line up, routing missing
@@ -44,6 +45,10 @@ class ConfigError(MismatchProbeError):
 
 class EngineUnavailableError(MismatchProbeError):
     """A package or device that an engine or scorer needs is missing or broken."""
+
+
+class EngineCrashError(EngineUnavailableError):
+    """The process of an engine or scorer died, or failed with an error that it did not foresee."""
 
 
 class CaptureError(MismatchProbeError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +17,7 @@ import numpy as np
 
 from mismatch_probe.assets.catalog import resolve_model
 from mismatch_probe.config.model import SamplingConfig
-from mismatch_probe.errors import ConfigError, MismatchProbeError
+from mismatch_probe.errors import ConfigError, EngineCrashError, MismatchProbeError
 from mismatch_probe.result import to_json
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.job import RefitJob, RolloutJob, ScoreJob
@@ -26,6 +28,7 @@ from mismatch_probe.trace.schema import rollout_schema
 from mismatch_probe.trace.trace import Trace
 
 FOLDER = "ablation"
+TABLE = "ablation.json"
 _STATE = "row.json"
 
 
@@ -154,7 +157,8 @@ class Row:
             also: What else the row depends on.
 
         Returns:
-            `facts` of the engine, or `unavailable`: its own sentence. A refusal is kept like a result.
+            `facts` of the engine, or `unavailable`: its own sentence; `seconds` and `cpu_seconds` of the process. A
+            refusal is kept like a result; a crash (`crashed`) is kept for the table and tried again by the next call.
         """
         job = make_job(self.run.path.resolve())
         identity = to_json(
@@ -170,7 +174,7 @@ class Row:
         state_path = self.run.path / _STATE
         if state_path.is_file():
             held = read_json(state_path)
-            if held.get("identity") == identity:
+            if held.get("identity") == identity and not held["crashed"]:
                 return dict(held)
         shutil.rmtree(self.run.path, ignore_errors=True)
         self.prepare()
@@ -186,17 +190,27 @@ class Row:
                 watcher.stage_finished(stage)
 
         watcher.message(f"starting {self.name}")
-        state: dict[str, Any] = {"identity": identity, "facts": None, "unavailable": None}
+        state: dict[str, Any] = {"identity": identity, "facts": None, "unavailable": None, "crashed": False}
         log = self.subject.run.log_path(f"ablation-{self.name}")
+        begun, used = time.monotonic(), _cpu_seconds()
         try:
             state["facts"] = to_json(run_worker(job, log, on_event, environment))
         except MismatchProbeError as error:
             state["unavailable"] = error.message
+            state["crashed"] = isinstance(error, EngineCrashError)
             watcher.message(f"{self.name}: unavailable: {error.message}")
+        state |= {"seconds": time.monotonic() - begun, "cpu_seconds": _cpu_seconds() - used}
         write_json(state_path, state)
         return state
 
 
 def clear_rows(run: RunDirectory) -> None:
-    """Removes every row of a run's ablation, refusals included."""
+    """Removes every row of a run's ablation, refusals included, and the table made of them."""
     shutil.rmtree(run.path / FOLDER, ignore_errors=True)
+    (run.path / TABLE).unlink(missing_ok=True)
+
+
+def _cpu_seconds() -> float:
+    """Of processes that were started from here and have ended, and of theirs."""
+    spent = os.times()
+    return spent.children_user + spent.children_system

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mismatch_probe import errors
-from mismatch_probe.errors import EngineUnavailableError, MismatchProbeError
+from mismatch_probe.errors import EngineCrashError, MismatchProbeError
 from mismatch_probe.stages.job import RefitJob, RolloutJob, ScoreJob
 
 _GRACE_S = 20
@@ -41,7 +41,7 @@ def run_worker(
         The facts of the engine that ran.
 
     Raises:
-        MismatchProbeError: What the worker raised, or EngineUnavailableError if it died without a word.
+        MismatchProbeError: What the worker raised; EngineCrashError if it died without a word or of another error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     receive, send = os.pipe()
@@ -86,10 +86,10 @@ def _failure(end: dict[str, Any] | None, status: int, log: Path) -> MismatchProb
     if end is None:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         memory = "; signal 9 is often the kernel's answer to too little memory" if status == -9 else ""
-        return EngineUnavailableError(f"the engine process {how}{memory}", hint=where)
+        return EngineCrashError(f"the engine process {how}{memory}", hint=where)
     kind = _KINDS.get(end["kind"])
     if kind is None:
-        return EngineUnavailableError(f"the engine process failed: {end['message']}", hint=where)
+        return EngineCrashError(f"the engine process failed: {end['message']}", hint=where)
     return kind(end["message"], hint=end["hint"])
 
 

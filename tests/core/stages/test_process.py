@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mismatch_probe.config.model import SamplingConfig
-from mismatch_probe.errors import CaptureError, EngineUnavailableError
+from mismatch_probe.errors import CaptureError, EngineCrashError
 from mismatch_probe.stages.job import JobPrompt, RolloutJob, Task
 from mismatch_probe.stages.process import run_worker
 from mismatch_probe.trace.run_directory import RunDirectory
@@ -94,7 +94,7 @@ def test_a_third_partys_engine_is_found_and_used(tmp_path):
 
 @pytest.mark.usefixtures("odd_engine")
 def test_an_engine_that_dies_is_a_clear_error(tmp_path):
-    with pytest.raises(EngineUnavailableError, match="killed by signal 9") as caught:
+    with pytest.raises(EngineCrashError, match="killed by signal 9") as caught:
         run(tmp_path, "die")
     assert "rollout.log" in (caught.value.hint or "")
     assert not list((tmp_path / "run").rglob("part-*"))
@@ -102,7 +102,7 @@ def test_an_engine_that_dies_is_a_clear_error(tmp_path):
 
 @pytest.mark.usefixtures("odd_engine")
 def test_an_engine_that_raises_is_one_line_and_the_rest_is_in_the_log(tmp_path):
-    with pytest.raises(EngineUnavailableError, match="ValueError: kernel panic") as caught:
+    with pytest.raises(EngineCrashError, match="ValueError: kernel panic") as caught:
         run(tmp_path, "raise")
     assert "\n" not in caught.value.message
     assert "in two lines" in (tmp_path / "run/logs/rollout.log").read_text()
