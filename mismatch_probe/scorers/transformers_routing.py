@@ -167,6 +167,34 @@ def router_modules(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if type(module).__name__ in _RULES]
 
 
+def widen_routers(model: torch.nn.Module) -> None:
+    """Makes every router multiply, normalise and choose in float32, as Megatron's `moe_router_dtype=fp32` does.
+
+    The gate weights are rounded to the dtype of the hidden states, which is what the experts multiply in. Call it before
+    `hook_routers`, which then sees the float32 logits.
+
+    Raises:
+        ConfigError: The model has no router of a kind that is known here.
+    """
+    routers = router_modules(model)
+    if not routers:
+        raise ConfigError(
+            f"{type(model).__name__} has no router of a known kind",
+            hint="leave out train.options.float32_router",
+        )
+    for router in routers:
+        router.float()
+        router.forward = _wide_forward(router.forward)
+
+
+def _wide_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        logits, weights, ids = original(hidden.float(), *args, **kwargs)
+        return logits, weights.to(hidden.dtype), ids
+
+    return forward
+
+
 def hook_routers(model: torch.nn.Module, *, num_moe_layers: int) -> RouterHooks:
     """Wraps every router of `model`.
 

@@ -20,6 +20,7 @@ from mismatch_probe.scorers.protocol import (
     ScorerSpec,
 )
 from mismatch_probe.scorers.registry import register_scorer
+from mismatch_probe.scorers.transformers_routing import hook_routers, widen_routers
 
 if TYPE_CHECKING:
     import torch
@@ -27,18 +28,25 @@ if TYPE_CHECKING:
 # Logits of one batch, and the float32 copy of one block of them, stay below these.
 _MAX_LOGIT_BYTES = 1 << 30
 _MAX_BLOCK_BYTES = 1 << 28
+# A packed row may need a mask of all its tokens against all.
+_MAX_PACKED_TOKENS = 1 << 14
+# Layers that see other tokens through a mask alone; state-space and linear ones would carry state across a packed row.
+_MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class TransformersOptions(ReplayOptions):
     """`train.options.*` of the transformers scorer.
 
     Attributes:
-        batch_size: Sequences per forward of `train/forward`, right-padded to the longest.
+        batch_size: Sequences per forward of `train/forward`, right-padded to the longest, or packed.
         repeat_batch_size: Sequences per forward of `train/repeat`; another number than `batch_size` measures the noise
             floor, the same number is the zero control.
         attention: Attention implementation.
         device: "auto" takes an accelerator if there is one.
         float32_head: Whether the LM head multiplies in float32, on the hidden states that the model gives.
+        float32_router: Whether routers multiply and choose in float32; gate weights are handed on in the weight dtype.
+        packing: Whether the sequences of a forward follow each other in one row without padding, as trainers pack them;
+            positions restart at every sequence, from which transformers makes the mask that keeps them apart.
     """
 
     batch_size: int = Field(8, ge=1)
@@ -46,6 +54,8 @@ class TransformersOptions(ReplayOptions):
     attention: str = "sdpa"
     device: str = "auto"
     float32_head: bool = False
+    float32_router: bool = False
+    packing: bool = False
 
 
 class TransformersScorer:
@@ -91,10 +101,12 @@ class TransformersScorer:
         self._model = model.to(self._device).eval()
         if self._options.float32_head:
             _widen_head(self._model)
+        if self._options.float32_router:
+            widen_routers(self._model)
+        if self._options.packing:
+            _require_attention_layers(self._model)
         self._hooks = None
         if spec.num_moe_layers:
-            from mismatch_probe.scorers.transformers_routing import hook_routers
-
             self._hooks = hook_routers(self._model, num_moe_layers=spec.num_moe_layers)
 
     def facts(self) -> ScorerFacts:
@@ -142,7 +154,7 @@ class TransformersScorer:
         del self._model
 
     def _batches(self, requests: Sequence[ScoreRequest], size: int) -> list[list[ScoreRequest]]:
-        """Splits in order; a batch also ends where its logits would not fit."""
+        """Splits in order; a batch also ends where its logits, or the mask of a packed row, would not fit."""
         token_bytes = self._model.config.vocab_size * (
             4 if self._spec.dtype == "float32" or self._options.float32_head else 2
         )
@@ -152,7 +164,9 @@ class TransformersScorer:
         for request in requests:
             length = len(request.prompt_token_ids) + len(request.response_token_ids)
             longest = max(longest, length)
-            if not batches or len(batches[-1]) == size or (len(batches[-1]) + 1) * longest > budget:
+            tokens = (len(batches[-1]) + 1) * longest if batches else 0
+            full = tokens > budget or (self._options.packing and tokens > _MAX_PACKED_TOKENS)
+            if not batches or len(batches[-1]) == size or full:
                 batches.append([])
                 longest = length
             batches[-1].append(request)
@@ -164,63 +178,67 @@ class TransformersScorer:
         import torch
 
         rows = [[*request.prompt_token_ids, *request.response_token_ids] for request in batch]
-        width = max(len(row) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = 1
+        places, shape = _places([len(row) for row in rows], packing=self._options.packing)
+        ids = torch.zeros(shape, dtype=torch.long)
+        positions = torch.full(shape, -1, dtype=torch.long)
+        for (line, start), row in zip(places, rows, strict=True):
+            ids[line, start : start + len(row)] = torch.tensor(row)
+            positions[line, start : start + len(row)] = torch.arange(len(row))
         routes = None
         with torch.inference_mode():
             if self._hooks is None:
-                logits = self._forward(ids, mask)
+                logits = self._forward(ids, positions)
             else:
-                forced, gates = self._forced_rows(batch, width)
+                forced, gates = self._forced_rows(batch, places, shape)
                 with self._hooks.forward(capture=capture_routing, forced=forced, forced_gates=gates):
-                    logits = self._forward(ids, mask)
+                    logits = self._forward(ids, positions)
                 if capture_routing:
                     routes = self._hooks.take()
-            scored = [self._read(request, logits[index], temperature) for index, request in enumerate(batch)]
+            scored = [
+                self._read(request, logits[line, start:], temperature)
+                for request, (line, start) in zip(batch, places, strict=True)
+            ]
         if routes is None:
             return scored
-        shape = (len(rows), width, self._spec.num_moe_layers)
         captured = [
-            tensor.view(*shape, *tensor.shape[2:]).numpy()
+            tensor.view(*shape, self._spec.num_moe_layers, *tensor.shape[2:]).numpy()
             for tensor in (routes.ids, routes.gates, routes.margins)
         ]
         return [
             replace(sequence, routing=kept[0], gates=kept[1], margins=kept[2])
-            for index, (sequence, row) in enumerate(zip(scored, rows, strict=True))
+            for sequence, row, (line, start) in zip(scored, rows, places, strict=True)
             # The last token is fed too, but predicts nothing that was sampled.
-            for kept in [[np.ascontiguousarray(array[index, : len(row) - 1]) for array in captured]]
+            for end in [start + len(row) - 1]
+            for kept in [[np.ascontiguousarray(array[line, start:end]) for array in captured]]
         ]
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        output = self._model(
-            input_ids=ids.to(self._device),
-            attention_mask=mask.to(self._device),
-            use_cache=False,
-            return_dict=True,
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits [lines, width, vocabulary]; positions are -1 where a line is padding."""
+        positions = positions.to(self._device)
+        given = (
+            {"position_ids": positions}
+            if self._options.packing
+            else {"attention_mask": (positions >= 0).long()}
         )
+        output = self._model(input_ids=ids.to(self._device), use_cache=False, return_dict=True, **given)
         logits: torch.Tensor = output.logits
         return logits
 
     def _forced_rows(
-        self, batch: Sequence[ScoreRequest], width: int
+        self, batch: Sequence[ScoreRequest], places: Sequence[tuple[int, int]], shape: tuple[int, int]
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Experts [rows, layers, top_k] to force, -1 where none, and their weights, NaN where none."""
         import torch
 
         if all(request.routing is None for request in batch):
             return None, None
-        shape = (len(batch), width, self._spec.num_moe_layers, self._spec.top_k)
-        forced = torch.full(shape, -1, dtype=torch.long)
-        gates = torch.full(shape, float("nan"))
-        for index, request in enumerate(batch):
-            if request.routing is not None:
-                forced[index, : len(request.routing)] = torch.from_numpy(request.routing.astype(np.int64))
-            if request.gates is not None:
-                gates[index, : len(request.gates)] = torch.from_numpy(request.gates)
+        forced = torch.full((*shape, self._spec.num_moe_layers, self._spec.top_k), -1, dtype=torch.long)
+        gates = torch.full(forced.shape, float("nan"))
+        for request, (line, start) in zip(batch, places, strict=True):
+            for values, filled in ((request.routing, forced), (request.gates, gates)):
+                if values is not None:
+                    rows = torch.from_numpy(values).to(filled.dtype)
+                    filled[line, start : start + len(values)] = rows
         given = any(request.gates is not None for request in batch)
         return forced.flatten(0, 1).to(self._device), gates.flatten(0, 1).to(self._device) if given else None
 
@@ -269,6 +287,24 @@ def transformers_capabilities() -> ScorerCapabilities:
 def make_transformers_scorer(spec: ScorerSpec) -> TransformersScorer:
     """Loads the model."""
     return TransformersScorer(spec)
+
+
+def _places(lengths: Sequence[int], *, packing: bool) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Line and first column of each sequence, and (lines, columns) of them all."""
+    if packing:
+        starts = np.cumsum([0, *lengths]).tolist()
+        return [(0, start) for start in starts[:-1]], (1, starts[-1])
+    return [(line, 0) for line in range(len(lengths))], (len(lengths), max(lengths))
+
+
+def _require_attention_layers(model: Any) -> None:
+    """Refuses to pack for a model in which a mask does not keep sequences apart."""
+    others = sorted(set(getattr(model.config, "layer_types", None) or ()).difference(_MASKED_LAYERS))
+    if others:
+        raise ConfigError(
+            f"{type(model).__name__} has layers that carry state along a packed row: {', '.join(others)}",
+            hint="leave out train.options.packing",
+        )
 
 
 def _widen_head(model: Any) -> None:

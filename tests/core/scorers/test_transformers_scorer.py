@@ -115,3 +115,72 @@ def test_a_float32_head_multiplies_what_the_bfloat16_model_gives_in_float32():
     expected = log_p[begin - 1 : -1].gather(-1, torch.tensor(ids[begin:])[:, None])[:, 0].numpy()
     assert scored.logprobs == pytest.approx(expected, abs=1e-5)
     assert not np.allclose(rounded.logprobs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_sequences_do_not_see_each_other(scorer, attention):
+    packed = score(load(packing=True, attention=attention, batch_size=3))
+    for one, other in zip(score(scorer), packed, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-5)
+        assert one.entropy == pytest.approx(other.entropy, abs=2e-5)
+
+
+def test_packed_routes_are_captured_and_replayed_in_place():
+    padded, packed = load(), load(packing=True)
+    free, captured = score(padded, capture=True), score(packed, capture=True)
+    for one, other in zip(free, captured, strict=True):
+        assert np.array_equal(one.routing, other.routing)
+    reversed_routes = [
+        ScoreRequest(
+            r.sequence_id, r.prompt_token_ids, r.response_token_ids, (FACTS.num_experts - 1) - s.routing
+        )
+        for r, s in zip(REQUESTS, free, strict=True)
+    ]
+    for one, other, own in zip(
+        score(padded, reversed_routes), score(packed, reversed_routes), free, strict=True
+    ):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-5)
+        assert not np.allclose(one.logprobs, own.logprobs, atol=1e-3)
+
+
+def test_packing_is_refused_where_layers_carry_state():
+    from types import SimpleNamespace
+
+    from mismatch_probe.scorers.transformers_scorer import _require_attention_layers
+
+    with pytest.raises(ConfigError, match="linear_attention"):
+        _require_attention_layers(
+            SimpleNamespace(config=SimpleNamespace(layer_types=["full_attention", "linear_attention"]))
+        )
+
+
+def test_a_float32_router_chooses_by_float32_logits():
+    from mismatch_probe.scorers.transformers_routing import router_modules
+
+    plain, wide = load("bfloat16"), load("bfloat16", float32_router=True)
+    hidden = torch.randn(200, 128, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    router = router_modules(wide._model)[0]
+    expected = hidden.float() @ router_modules(plain._model)[0].weight.float().T
+    with torch.inference_mode():
+        logits, gates, ids = router(hidden)
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert torch.equal(ids.sort(-1).values, expected.topk(ids.shape[-1]).indices.sort(-1).values)
+    assert gates.dtype == torch.bfloat16
+    assert any(
+        not np.array_equal(one.logprobs, other.logprobs)
+        for one, other in zip(score(plain), score(wide), strict=True)
+    )
+
+
+def test_a_float32_router_needs_a_router():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from mismatch_probe.scorers.transformers_routing import widen_routers
+
+    tiny = Qwen3Config(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="no router"):
+        widen_routers(Qwen3ForCausalLM(tiny))
