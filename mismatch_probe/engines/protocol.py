@@ -19,6 +19,8 @@ from mismatch_probe.config.model import SamplingConfig
 ProgressCallback = Callable[[int, int], None]
 """Called with (sequences finished, tokens finished) since the last call."""
 
+SAMPLING_PARAMETERS = frozenset({"temperature", "top_p", "top_k"})
+
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
@@ -31,6 +33,10 @@ class EngineCapabilities:
         routing: It returns the experts that each fed token was routed to.
         reason: By capability name, why it is missing.
         weight_reload: It loads weights while it runs (`mismatch_probe.engines.refit.RefittableEngine`).
+        hidden_states: It can return the residual stream of finished ids.
+        sampling_parameters: Fields of `SamplingConfig` that it follows when they differ from their defaults.
+        prefill_parameters: Likewise of its prefill scores; a parameter that is not here makes a prefill score describe
+            another distribution than the sampled one.
     """
 
     sampling: bool
@@ -39,6 +45,9 @@ class EngineCapabilities:
     routing: bool
     reason: dict[str, str] = field(default_factory=dict)
     weight_reload: bool = False
+    hidden_states: bool = False
+    sampling_parameters: frozenset[str] = SAMPLING_PARAMETERS
+    prefill_parameters: frozenset[str] = SAMPLING_PARAMETERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mismatch_probe.engines.protocol import EngineCapabilities, EngineSpec, RolloutEngine
 from mismatch_probe.registry import Registry
@@ -16,10 +17,16 @@ class EngineEntry:
     Attributes:
         make: Starts the engine; heavy imports happen in here.
         capabilities: Cheap; imports nothing heavy.
+        capabilities_with: The same under given `rollout.options`, where they matter; as cheap.
     """
 
     make: Callable[[EngineSpec], RolloutEngine]
     capabilities: Callable[[], EngineCapabilities]
+    capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None
+
+    def able(self, options: Mapping[str, Any]) -> EngineCapabilities:
+        """What the engine can give when it is started with `options`."""
+        return self.capabilities() if self.capabilities_with is None else self.capabilities_with(options)
 
 
 def _load_own() -> None:
@@ -30,12 +37,16 @@ engines: Registry[EngineEntry] = Registry("rollout engine", "mismatch_probe.engi
 
 
 def register_engine(
-    name: str, *, summary: str, capabilities: Callable[[], EngineCapabilities]
+    name: str,
+    *,
+    summary: str,
+    capabilities: Callable[[], EngineCapabilities],
+    capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None,
 ) -> Callable[[Callable[[EngineSpec], RolloutEngine]], Callable[[EngineSpec], RolloutEngine]]:
     """Decorates an engine's factory so that `--rollout NAME` finds it."""
 
     def register(make: Callable[[EngineSpec], RolloutEngine]) -> Callable[[EngineSpec], RolloutEngine]:
-        engines.add(name, EngineEntry(make, capabilities), summary)
+        engines.add(name, EngineEntry(make, capabilities, capabilities_with), summary)
         return make
 
     return register

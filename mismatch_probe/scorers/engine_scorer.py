@@ -74,7 +74,7 @@ class EngineScorer:
                 hint="give max_sequence_len",
             )
         entry = engines.get(self._options.engine)
-        able = entry.item.capabilities()
+        able = entry.item.able(self._options.model_extra or {})
         needed = "prefill_scoring" if self._options.reading == "prefill" else "forced_decode"
         if not getattr(able, needed):
             raise ConfigError(

@@ -41,12 +41,14 @@ class ScorerCapabilities:
         routing: It can return the experts it used.
         replay: It can be forced to given experts, the gate weights recomputed from its own router.
         reason: By capability name, why it is missing.
+        hidden_states: It can return the residual stream of finished ids.
     """
 
     scoring: bool
     routing: bool
     replay: bool
     reason: dict[str, str] = field(default_factory=dict)
+    hidden_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)

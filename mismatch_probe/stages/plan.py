@@ -10,6 +10,7 @@ from mismatch_probe.assets.model_facts import ModelFacts, read_model_facts
 from mismatch_probe.config.model import ROLLOUT_LEGS, ROUTED_LEGS, Leg, ProbeConfig
 from mismatch_probe.engines.registry import engines
 from mismatch_probe.errors import ConfigError, EngineUnavailableError
+from mismatch_probe.preflight.capabilities import Pair, settle
 from mismatch_probe.preflight.environment import check_environment
 from mismatch_probe.preflight.pair import check_pair
 from mismatch_probe.prompts.prompt_set import PromptSet, check_lengths, load_prompts
@@ -77,8 +78,9 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
         EngineUnavailableError: A package is missing or broken.
     """
     entry, scorer = engines.get(config.rollout.engine), scorers.get(config.train.scorer)
-    _need(entry.item.capabilities().sampling, entry.item.capabilities().reason.get("sampling"), entry.name)
-    _need(scorer.item.capabilities().scoring, scorer.item.capabilities().reason.get("scoring"), scorer.name)
+    able, scorer_able = entry.item.able(config.rollout.options), scorer.item.capabilities()
+    _need(able.sampling, able.reason.get("sampling"), entry.name)
+    _need(scorer_able.scoring, scorer_able.reason.get("scoring"), scorer.name)
     check_environment()
     rollout_model = _resolve(config.rollout_model, config.layers, watcher)
     same = config.train_model == config.rollout_model
@@ -86,7 +88,16 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
     facts = read_model_facts(rollout_model.path)
     check_pair(rollout_model.path, train_model.path)
     routing, legs = _routing(config, facts, rollout_model.name)
-    legs = _reloadable(config, legs, entry.item.capabilities().weight_reload, entry.name)
+    settled = settle(
+        Pair(entry.name, able, scorer.name, scorer_able),
+        legs,
+        config.sampling,
+        routing=routing,
+        legs_asked="legs" in config.model_fields_set,
+        routing_asked=config.routing is True,
+    )
+    for missing in settled.left_out:
+        watcher.message(f"left out: {missing}")
     prompts = load_prompts(config.prompts, rollout_model, facts, seed=config.sampling.seed)
     needed = check_lengths(
         prompts, max_tokens=config.sampling.max_tokens, max_positions=facts.max_position_embeddings
@@ -99,8 +110,8 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
         train_model=train_model,
         facts=facts,
         prompts=prompts,
-        legs=legs,
-        routing=routing,
+        legs=settled.legs,
+        routing=settled.routing,
         max_model_len=needed,
         prompts_per_part=prompts_per_part,
         num_parts=math.ceil(len(prompts.prompts) / prompts_per_part),
@@ -126,17 +137,6 @@ def _resolve(name: str, layers: int | None, watcher: Watcher) -> ModelSource:
             watcher.message(f"{what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
 
     return resolve_model(name, layers=layers, progress=progress)
-
-
-def _reloadable(config: ProbeConfig, legs: tuple[Leg, ...], can_reload: bool, engine: str) -> tuple[Leg, ...]:
-    if can_reload or "rollout/refit" not in legs:
-        return legs
-    if "legs" in config.model_fields_set:
-        raise ConfigError(
-            f"the leg rollout/refit cannot be taken: {engine} loads no weights while it runs",
-            hint="leave it out",
-        )
-    return tuple(leg for leg in legs if leg != "rollout/refit")
 
 
 def _routing(config: ProbeConfig, facts: ModelFacts, name: str) -> tuple[bool, tuple[Leg, ...]]:
