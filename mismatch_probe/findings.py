@@ -6,6 +6,8 @@ MP9xx the tool itself.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +29,7 @@ class Finding:
         n: Observations behind `observed`, or None.
         advice: What to do.
         detail: One sentence with the numbers in words.
+        linked: Codes that say the same thing and have no finding of their own.
     """
 
     code: str
@@ -39,6 +42,7 @@ class Finding:
     n: int | None
     advice: str
     detail: str
+    linked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,13 @@ CATALOGUE: dict[str, Explanation] = {
         "The drift stays when the experts are the same, so it comes from elsewhere.",
         "leave replay off for this reason alone; look at the waterfall and at precision",
     ),
+    "MP404": Explanation(
+        "replaying a forward's own experts changes it",
+        "Forcing the experts that a forward chose itself must change nothing, bit for bit. Here it moves log-probabilities, "
+        "so replay does something besides choosing experts, and what it is said to explain holds that too.",
+        "do not trust what replay explains on this model; report its architecture: the replay of its router differs from "
+        "its own forward",
+    ),
     "MP501": Explanation(
         "a correction shifts the balance of signs",
         "It weighs negative and positive advantages differently by more than the bar, so the mean advantage drifts.",
@@ -192,8 +203,8 @@ CATALOGUE: dict[str, Explanation] = {
         "The checkpoint that the engine already has was loaded through its own update path, and the log-probabilities of "
         "the same tokens moved or its weights are no longer those of a fresh engine. In RL training this happens at the "
         "first weight sync, without an error: every rollout after it comes from another policy than the one trained.",
-        "restart the engine for each update, or use another update path or version, until ablate --knob refit is exact; "
-        "the modules named are where the engine's layout of the weights goes wrong",
+        "do not train on this engine until rollout/refit is exact: restart it for each update, or use another update path "
+        "or version; the modules named are where the engine's layout of the weights goes wrong (explain broken-reload)",
     ),
     "MP602": Explanation(
         "an updated checkpoint does not reach the rollout engine whole",
@@ -201,6 +212,12 @@ CATALOGUE: dict[str, Explanation] = {
         "of an engine started from that checkpoint: some modules kept old weights or hold them wrongly.",
         "do not sync weights this way with this engine and version; after every sync, replay some tokens and compare them "
         "with a fresh engine",
+    ),
+    "MP603": Explanation(
+        "the rollout engine did not get through a reload of its own weights",
+        "The engine refused to load the checkpoint that it already has, failed while doing so, or died of it. Nothing is "
+        "known of its weight sync, and RL training would meet the same after its first step.",
+        "read the reason; update weights another way, or leave rollout/refit out of legs if this engine is never updated",
     ),
     "MP901": Explanation(
         "exact",
@@ -268,3 +285,28 @@ def finding(
         advice=advice or entry.advice,
         detail=detail,
     )
+
+
+_LAYER = re.compile(r"\blayers?\.(\d+)\.")
+
+
+def name_modules(modules: Iterable[str], *, most: int = 4) -> str:
+    """Modules of a model in few words: those that differ only by their layer are named once, with the layers.
+
+    Args:
+        modules: Dotted names.
+        most: Names before the rest is counted.
+    """
+    layers: dict[str, list[int]] = {}
+    for module in sorted(set(modules)):
+        found = _LAYER.search(module)
+        name = module if found is None else f"{module[: found.start(1)]}*{module[found.end(1) :]}"
+        layers.setdefault(name, []).extend([] if found is None else [int(found[1])])
+    named = [
+        f"{name} (layer{'s' if len(where) > 1 else ''} {', '.join(map(str, sorted(where)))})"
+        if where
+        else name
+        for name, where in layers.items()
+    ]
+    rest = f" and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(named[:most]) + rest

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mismatch_probe.causes.as_findings import cause_clause, with_causes
 from mismatch_probe.config.bars import Bars
 from mismatch_probe.errors import EXIT_DRIFT, EXIT_INCONCLUSIVE, EXIT_PASS
-from mismatch_probe.findings import Finding, finding
+from mismatch_probe.findings import Finding, finding, name_modules
 from mismatch_probe.sign_balance import shifted_for_sure
 
 VerdictName = Literal["pass", "drift", "inconclusive"]
@@ -20,6 +21,7 @@ _EXIT_CODES: dict[VerdictName, int] = {
 NOT_INVALIDATING = frozenset({"MP109"})
 """Checks whose failure is worth a line but does not put the numbers in doubt."""
 _ORDER = {"error": 0, "warning": 1, "info": 2}
+_RELOAD = "But loading the same weights again breaks the rollout engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +48,21 @@ def judge(result: Mapping[str, Any], bars: Bars) -> Verdict:
         result: The sections of result.json that the measurement fills.
         bars: The bars.
     """
-    findings = [
-        *_data(result),
-        *_token_drift(result, bars),
-        *_tails(result, bars),
-        *_routing(result, bars),
-        *_weights(result, bars),
-    ]
-    short = _too_little(result, bars)
+    findings = [*_data(result), *_weight_sync(result)]
+    measured = result["token"].get("available") is not False
+    if measured:
+        findings += [
+            *_token_drift(result, bars),
+            *_tails(result, bars),
+            *_routing(result, bars),
+            *_weights(result, bars),
+        ]
+    findings = with_causes(findings, result)
+    short = _too_little(result, bars) if measured else None
     name: VerdictName = "drift" if any(item.severity == "error" for item in findings) else "pass"
     if short is not None:
         findings.append(short)
+    if short is not None or not measured:
         name = "inconclusive"
     findings.sort(key=lambda item: (_ORDER[item.severity], item.code))
     return Verdict(name, _EXIT_CODES[name], _sentence(name, result, findings, bars), tuple(findings))
@@ -85,13 +91,40 @@ def _too_little(result: Mapping[str, Any], bars: Bars) -> Finding | None:
     return None
 
 
+def _num_tokens(result: Mapping[str, Any]) -> int | None:
+    """Response tokens, also where no number could be had of them."""
+    count: int | None = result["token"].get("num_tokens", result["provenance"].get("num_tokens"))
+    return count
+
+
+def _weight_sync(result: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a reload of the engine's own checkpoint did to it; says nothing of the drift, which was read before."""
+    sync = result.get("weight_sync") or {}
+    if sync.get("failed"):
+        yield finding("MP603", "warning", str(sync["reason"]))
+    if not sync.get("available") or sync["exact"]:
+        return
+    change, weights = sync["change"], sync["weights"]
+    gap = _value(change, "mean_abs")
+    if change.get("available") is False:
+        moved = str(change["reason"])
+    else:
+        moved = f"log-probabilities move by {gap:.3g} nats on average ({change['max_abs']:.3g} at most)"
+    where = name_modules(sync["modules"])
+    held = f"{len(weights['differences'])} of {weights['compared']} tensors are not what they were"
+    yield finding(
+        "MP601", "error", f"{moved}, {held}" + (f": {where}" if where else ""),
+        observed=gap, bar=0.0, unit="nats", n=sync["num_tokens"],
+    )  # fmt: skip
+
+
 def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
     for check in result["data_quality"]["checks"]:
         if check["status"] == "fail":
             severity: Literal["error", "info"] = "info" if check["code"] in NOT_INVALIDATING else "error"
             yield finding(
                 check["code"], severity, check["detail"], observed=check["observed"], bar=check["bar"],
-                n=result["token"]["num_tokens"],
+                n=_num_tokens(result),
             )  # fmt: skip
     if result["provenance"]["model"].get("is_random"):
         yield finding(
@@ -102,8 +135,8 @@ def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
     masked = result["data_quality"].get("masked_tokens") or 0
     if masked:
         yield finding(
-            "MP905", "warning", f"{masked} of {result['token']['num_tokens']} response tokens are outside the loss",
-            observed=masked, unit="tokens", n=result["token"]["num_tokens"],
+            "MP905", "warning", f"{masked} of {_num_tokens(result)} response tokens are outside the loss",
+            observed=masked, unit="tokens", n=_num_tokens(result),
         )  # fmt: skip
 
 
@@ -214,6 +247,14 @@ def _routing(result: Mapping[str, Any], bars: Bars) -> Iterator[Finding]:
             "MP401", "warning", f"{100 * (1 - agreement):.3g} % of routers choose other experts",
             observed=agreement, bar=bars.set_agreement, unit="share of routers", n=n,
         )  # fmt: skip
+    own = (routing.get("replay") or {}).get("self_replay") or {}
+    if own.get("available") and not own["exact"]:
+        yield finding(
+            "MP404", "warning",
+            f"with a forward's own experts forced on it, {own['num_changed']} of {own['num_tokens']} tokens move, by up to "
+            f"{own['max_abs_change']:.3g} nats",
+            observed=own["max_abs_change"], bar=0.0, unit="nats", n=own["num_tokens"],
+        )  # fmt: skip
     explained = _value(routing.get("replay"), "explained")
     if explained is None:
         return
@@ -266,13 +307,20 @@ def _others(named: list[str]) -> str:
 
 
 def _sentence(name: VerdictName, result: Mapping[str, Any], findings: list[Finding], bars: Bars) -> str:
-    first = next((item for item in findings if item.severity == "error"), None)
-    if name == "inconclusive" and first is not None:
-        shortage = next(item for item in findings if item.code == "MP902")
-        return f"Nothing can be concluded: {shortage.detail}."
-    if first is not None:
-        return f"The two sides drift: {first.title} - {first.detail}."
+    errors = [item for item in findings if item.severity == "error"]
+    clause = cause_clause(result)
+    if name == "inconclusive":
+        # Too little data comes before all; without it, data that no number can be had of.
+        first = next((item for item in errors if item.code == "MP902"), errors[0])
+        return f"Nothing can be concluded: {first.detail}{clause if first.code != 'MP902' else ''}."
+    reload = next((item for item in errors if item.code == "MP601"), None)
+    tail = "." if reload is None else f". {_RELOAD}: {reload.detail}."
+    first_drift = next((item for item in errors if item is not reload), None)
+    if first_drift is not None:
+        return f"The two sides drift: {first_drift.title} - {first_drift.detail}{clause}{tail}"
     if result["token"].get("exact"):
-        return "Rollout engine and trainer agree in every bit on these tokens."
-    k3, bar = _value(result["token"], "k3"), _k3_bar(result, bars)
-    return f"Rollout engine and trainer agree: token K3 is {k3:.3g} nats, the bar is {bar.value:.3g} ({bar.meaning})."
+        agree = "Rollout engine and trainer agree in every bit on these tokens"
+    else:
+        k3, bar = _value(result["token"], "k3"), _k3_bar(result, bars)
+        agree = f"Rollout engine and trainer agree: token K3 is {k3:.3g} nats, the bar is {bar.value:.3g} ({bar.meaning})"
+    return agree + clause + tail

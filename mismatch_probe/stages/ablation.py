@@ -9,7 +9,7 @@ from typing import Any
 from mismatch_probe.causes.ablation import PairedChange, correct, paired_change
 from mismatch_probe.causes.knobs import REFIT, Knob, why_not
 from mismatch_probe.errors import InconclusiveError, MismatchProbeError
-from mismatch_probe.findings import Finding, finding
+from mismatch_probe.findings import Finding, finding, name_modules
 from mismatch_probe.result import read_result, to_json
 from mismatch_probe.stages.ablation_rows import Row, Subject
 from mismatch_probe.stages.events import Watcher
@@ -98,8 +98,7 @@ def refit_findings(refit: dict[str, Any]) -> list[Finding]:
             continue
         worst = max(("decode", "prefill"), key=lambda path: held[path]["max_abs"])
         gap = held[worst]["mean_abs"]["value"]
-        names = sorted({row["module"] for row in held["weights"]["differences"]})
-        where = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        where = name_modules(row["module"] for row in held["weights"]["differences"])
         found.append(
             finding(
                 code, "error",

