@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ class PairedChange:
         k3_after: The same with the knob turned.
         k3_change: After minus before, with an interval over prompts.
         p_value: Two-sided sign flips of prompts' K3 changes; None with one prompt.
-        p_holm: The same, corrected by Holm over the rows of a table; None until `correct` is called.
         floors: `k3_change` over the noise floor's K3; None where no floor above 0 was measured.
         std_before: Standard deviation of log W over sequences (n - 1), nats; None for one sequence.
         std_after: The same with the knob turned.
@@ -40,7 +39,6 @@ class PairedChange:
     k3_after: float
     k3_change: Estimate
     p_value: float | None
-    p_holm: float | None
     floors: float | None
     std_before: float | None
     std_after: float | None
@@ -90,7 +88,6 @@ def paired_change(
         k3_after=float(k3[1].sum() / layout.num_tokens),
         k3_change=found.difference,
         p_value=found.p_value,
-        p_holm=None,
         floors=change / floor_k3 if floor_k3 and change is not None else None,
         std_before=spread[0],
         std_after=spread[1],
@@ -102,14 +99,13 @@ def paired_change(
     )
 
 
-def correct(changes: Sequence[PairedChange]) -> tuple[PairedChange, ...]:
-    """Holm's correction over the rows that are in effect; a row that changed nothing tests nothing."""
-    tested = [index for index, row in enumerate(changes) if row.in_effect and row.p_value is not None]
-    adjusted = holm([p for p in (changes[index].p_value for index in tested) if p is not None])
-    rows = list(changes)
-    for index, value in zip(tested, adjusted, strict=True):
-        rows[index] = replace(rows[index], p_holm=value)
-    return tuple(rows)
+def holm_over_rows(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction over the rows of a table; None, where a row tests nothing, stays None and counts for nothing."""
+    tested = [index for index, value in enumerate(p_values) if value is not None]
+    adjusted: list[float | None] = [None] * len(p_values)
+    for index, value in zip(tested, holm([p for p in p_values if p is not None]), strict=True):
+        adjusted[index] = value
+    return adjusted
 
 
 def _std_change(before: FloatArray, after: FloatArray, clusters: npt.NDArray[np.int64]) -> Estimate:

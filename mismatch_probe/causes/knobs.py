@@ -24,6 +24,7 @@ class Knob:
         options: Set over `rollout.options.*` or `train.options.*` of the run.
         environment: Variables of the worker process.
         engine: Registry name of the engine or scorer that knows these options.
+        checkpoint: "int8" reads a copy of the checkpoint with its linear layers in INT8; None reads the checkpoint.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Knob:
     dtype: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: Literal["int8"] | None = None
 
 
 def _vllm(name: str, changes: str, **options: Any) -> Knob:
@@ -55,12 +57,19 @@ KNOBS: tuple[Knob, ...] = (
         "chunked-prefill", "prefill in chunks of 64 tokens", enable_chunked_prefill=True,
         max_num_batched_tokens=64, max_num_seqs=64,
     ),
+    _vllm("no-chunked-prefill", "prefill in one piece", enable_chunked_prefill=False),
     _vllm("prefix-caching", "prefix caching on", enable_prefix_caching=True),
+    _vllm("no-prefix-caching", "prefix caching off", enable_prefix_caching=False),
     _vllm("kv-fp8-e4m3", "KV cache in FP8 (e4m3)", kv_cache_dtype="fp8"),
     _vllm("kv-fp8-e5m2", "KV cache in FP8 (e5m2)", kv_cache_dtype="fp8_e5m2"),
     _vllm("weights-fp8", "weights quantised to FP8 on load", quantization="fp8"),
+    Knob(
+        "rollout-weights-int8", "rollout", "linear layers in INT8 (W8A8); experts and head as they were", "vllm",
+        checkpoint="int8",
+    ),
     _vllm("experts-int8", "experts quantised to INT8 on load", quantization="experts_int8"),
     _vllm("compiled", "compiled in place of eager", enforce_eager=False),
+    _vllm("eager", "eager in place of compiled", enforce_eager=True),
     _vllm("transformers-model", "the model code of transformers inside vLLM", model_impl="transformers"),
     Knob(
         "rollout-tp-2", "rollout", "tensor parallel over 2 workers", "vllm",
@@ -75,6 +84,10 @@ KNOBS: tuple[Knob, ...] = (
     Knob("train-eager", "train", "attention written out (eager)", "transformers", options={"attention": "eager"}),
     Knob("train-sdpa", "train", "attention by torch's SDPA", "transformers", options={"attention": "sdpa"}),
     Knob("train-float32-head", "train", "LM head in float32", "transformers", options={"float32_head": True}),
+    Knob(
+        "train-float32-router", "train", "routers in float32", "transformers", options={"float32_router": True}
+    ),
+    Knob("train-packing", "train", "sequences packed into one row", "transformers", options={"packing": True}),
     Knob("train-batch-1", "train", "one sequence a forward", "transformers", options={"batch_size": 1}),
     Knob("train-batch-32", "train", "32 sequences a forward", "transformers", options={"batch_size": 32}),
 )  # fmt: skip
@@ -114,3 +127,26 @@ def why_not(knob: Knob, config: Mapping[str, Any]) -> str | None:
     if knob.dtype is not None and knob.dtype == section["dtype"]:
         return f"the run's own setting: {side} is in {knob.dtype}"
     return None
+
+
+def own_setting(knob: Knob, settings: Mapping[str, Any]) -> str | None:
+    """Says so where every option of a knob is in force in the run already; None where it changes something.
+
+    Args:
+        knob: The knob.
+        settings: In force on the knob's side, as the engine or scorer reported them (`settings_of`).
+    """
+    if not knob.options or any(
+        key not in settings or settings[key] != value for key, value in knob.options.items()
+    ):
+        return None
+    return "the run's own setting: " + ", ".join(f"{key} = {value}" for key, value in knob.options.items())
+
+
+def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in force: the options, and what the engine made of those that were left to it.
+
+    Args:
+        facts: `EngineFacts` or `ScorerFacts` as a mapping.
+    """
+    return {**facts["options"], **facts["details"].get("settings", {})}

@@ -23,6 +23,7 @@ from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
 from mismatch_probe.engines.vllm_outputs import prompt_logprobs, sampled_logprobs
 from mismatch_probe.engines.vllm_refit import VllmRefit
+from mismatch_probe.engines.vllm_settings import resolved_settings
 from mismatch_probe.errors import CaptureError, ConfigError, EngineUnavailableError
 
 LOGPROBS_MODE = "processed_logprobs"
@@ -108,9 +109,7 @@ class VllmEngine(VllmRefit):
                 "runner": self._runner,
                 "routing_source": self._routing_source(),
                 "routing_ordered": self._routing_ordered(),
-                "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
-                "max_num_seqs": config.scheduler_config.max_num_seqs,
-                "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+                "settings": resolved_settings(config),
                 "multiprocessing": os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"],
             },
         )
@@ -178,7 +177,8 @@ class VllmEngine(VllmRefit):
         params = [
             self._params(
                 sampling,
-                seed=0,
+                # Nothing is drawn. vLLM cannot chunk the prefill of a seeded request on CPU.
+                seed=None,
                 extra={FORCE_KEY: list(sequence.response_token_ids)},
                 max_tokens=len(sequence.response_token_ids),
                 ignore_eos=True,
@@ -216,7 +216,7 @@ class VllmEngine(VllmRefit):
         self,
         sampling: SamplingConfig,
         *,
-        seed: int,
+        seed: int | None,
         extra: dict[str, Any],
         max_tokens: int | None = None,
         ignore_eos: bool = False,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mismatch_probe.causes.ablation import PairedChange, correct, paired_change
-from mismatch_probe.causes.knobs import REFIT, Knob, why_not
-from mismatch_probe.errors import InconclusiveError, MismatchProbeError
+from mismatch_probe.assets.rewritten_checkpoint import write_int8_checkpoint
+from mismatch_probe.causes.ablation import holm_over_rows, paired_change
+from mismatch_probe.causes.knobs import REFIT, Knob, own_setting, settings_of, why_not
+from mismatch_probe.errors import ConfigError, InconclusiveError, MismatchProbeError
 from mismatch_probe.findings import Finding, finding, name_modules
 from mismatch_probe.result import read_result, to_json
-from mismatch_probe.stages.ablation_rows import Row, Subject
+from mismatch_probe.stages.ablation_rows import TABLE, Row, Subject
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.job import RolloutJob, ScoreJob, Task
 from mismatch_probe.stages.refit import refit_study
@@ -29,14 +31,15 @@ def ablate_run(
     knobs: Sequence[Knob],
     watcher: Watcher,
     *,
-    num_prompts: int = 16,
+    num_prompts: int = 32,
     updated: Path | None = None,
 ) -> dict[str, Any]:
     """Turns each knob on the same tokens; writes `ablation.json`, and adds it to result.json where there is one.
 
     A row compares train/forward minus rollout/forced with the knob turned and without. Both readings of the
     baseline are taken anew on the chosen prompts, since the batches of a whole run are other batches. Rows on disk
-    are kept; the caller holds the run directory (`RunDirectory.claim`).
+    are kept, and the table keeps the rows of earlier calls that read the same tokens; the caller holds the run
+    directory (`RunDirectory.claim`).
 
     Args:
         run: A recorded run.
@@ -64,21 +67,48 @@ def ablate_run(
     if turned:
         content |= _knob_rows(subject, turned, watcher)
     content["findings"] = to_json(findings)
-    path = run.path / "ablation.json"
-    content = _with_earlier(content, read_json(path) if path.is_file() else {})
+    path = run.path / TABLE
+    content = merged(content, read_json(path) if path.is_file() else {})
     write_json(path, content)
     if run.result_path.is_file():
         write_json(run.result_path, {**read_result(run.result_path), "ablation": content})
     return content
 
 
-def _with_earlier(content: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
-    """Adds what an earlier call found on the same tokens and this one was not asked for."""
-    same = all(held.get(key) == content[key] for key in ("schema_version", "tokens_sha256"))
-    if not same:
-        return content
-    findings = held["findings"] if "refit" not in content else content["findings"]
-    return {**held, **content, "findings": findings}
+def merged(content: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
+    """Adds what earlier calls found on the same tokens and this one was not asked for.
+
+    Args:
+        content: Of this call; its rows win over earlier ones of the same knob.
+        held: What `ablation.json` holds, or nothing. Rows against another baseline are dropped: they do not compare.
+
+    Returns:
+        The table, ranked, with Holm's correction over all its rows that are in effect.
+    """
+    if any(held.get(key) != content[key] for key in ("schema_version", "tokens_sha256")):
+        held = {}
+    comparable = "rows" not in content or all(held.get(key) == content[key] for key in ("k3", "floor"))
+    rows = {row["knob"]: row for row in held.get("rows", ()) if comparable}
+    rows |= {row["knob"]: row for row in content.get("rows", ())}
+    findings = held.get("findings", []) if "refit" not in content else content["findings"]
+    whole = {**held, **content, "findings": findings}
+    return {**whole, "rows": rank(list(rows.values()))} if rows else whole
+
+
+def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in effect by how much they change K3, then those not in effect, then those that are not available."""
+    p_values = [row["change"]["p_value"] if row["change"] and row["in_effect"] else None for row in rows]
+    corrected = [
+        {**row, "change": {**row["change"], "p_holm": p_holm}} if row["change"] else row
+        for row, p_holm in zip(rows, holm_over_rows(p_values), strict=True)
+    ]
+
+    def place(row: dict[str, Any]) -> tuple[int, float]:
+        if row["change"] is None:
+            return 2, 0.0
+        return (0, -abs(row["change"]["k3_change"]["value"] or 0.0)) if row["in_effect"] else (1, 0.0)
+
+    return sorted(corrected, key=place)
 
 
 def refit_findings(refit: dict[str, Any]) -> list[Finding]:
@@ -111,25 +141,23 @@ def refit_findings(refit: dict[str, Any]) -> list[Finding]:
 
 
 def _knob_rows(subject: Subject, knobs: Sequence[Knob], watcher: Watcher) -> dict[str, Any]:
-    rollout, train = _baseline(subject, "rollout", watcher), _baseline(subject, "train", watcher)
-    tokens = rollout.trace().rollout
-    decode, forward = (
-        rollout.trace().logprobs("rollout/forced"),
-        train.trace().logprobs("train/forward"),
-    )
-    floor = summarise_step(
-        train.trace().logprobs("train/repeat") - forward, tokens.offsets, tokens.prompt_index
-    )
+    baseline = {side: _baseline(subject, side, watcher) for side in ("rollout", "train")}
+    rollout, train = baseline["rollout"].trace(), baseline["train"].trace()
+    tokens = rollout.rollout
+    decode, forward = rollout.logprobs("rollout/forced"), train.logprobs("train/forward")
+    floor = summarise_step(train.logprobs("train/repeat") - forward, tokens.offsets, tokens.prompt_index)
     rows: list[dict[str, Any]] = []
-    changes: list[PairedChange] = []
     for knob in knobs:
         row: dict[str, Any] = {"knob": knob.name, "side": knob.side, "changes": knob.changes}
-        reason = why_not(knob, subject.config)
-        taken = Row(subject, knob.name)
-        if reason is None:
-            reason = _take(subject, taken, knob, watcher)["unavailable"]
-        rows.append({**row, "unavailable": reason, "change": None, "prefill": None})
-        if reason is not None:
+        row |= {"unavailable": None, "in_effect": None, "change": None, "prefill": None}
+        rows.append(row)
+        settings = settings_of(baseline[knob.side].state["facts"])
+        row["unavailable"] = why_not(knob, subject.config) or own_setting(knob, settings)
+        if row["unavailable"] is not None:
+            continue
+        taken = _take(subject, Row(subject, knob.name), knob, watcher)
+        row |= {key: taken.state[key] for key in ("unavailable", "seconds", "cpu_seconds")}
+        if row["unavailable"] is not None:
             continue
         trace = taken.trace()
         after = (
@@ -142,21 +170,13 @@ def _knob_rows(subject: Subject, knobs: Sequence[Knob], watcher: Watcher) -> dic
                 forward - decode, after, tokens.offsets, tokens.prompt_index, floor_k3=floor.k3.value
             )
         except InconclusiveError as error:
-            rows[-1]["unavailable"] = error.message
+            row["unavailable"] = error.message
             continue
+        row |= {"change": to_json(change), "in_effect": change.in_effect}
         if knob.side == "rollout":
-            step = trace.logprobs("rollout/prefill") - rollout.trace().logprobs("rollout/prefill")
-            rows[-1]["prefill"] = to_json(summarise_step(step, tokens.offsets, tokens.prompt_index))
-        rows[-1]["change"] = len(changes)
-        changes.append(change)
-    corrected = correct(changes)
-    for row in rows:
-        if row["change"] is not None:
-            change = corrected[row["change"]]
-            still = row["prefill"] is None or row["prefill"]["exact"]
-            row["change"] = to_json(change)
-            row["in_effect"] = change.in_effect or not still
-    rows.sort(key=lambda row: -abs(row["change"]["k3_change"]["value"] or 0.0) if row["change"] else 1.0)
+            step = trace.logprobs("rollout/prefill") - rollout.logprobs("rollout/prefill")
+            row["prefill"] = to_json(summarise_step(step, tokens.offsets, tokens.prompt_index))
+            row["in_effect"] = change.in_effect or not row["prefill"]["exact"]
     return {
         "rows": rows,
         "floor": to_json(floor.k3),
@@ -166,21 +186,32 @@ def _knob_rows(subject: Subject, knobs: Sequence[Knob], watcher: Watcher) -> dic
 
 
 def _baseline(subject: Subject, side: str, watcher: Watcher) -> Row:
-    row = Row(subject, f"baseline-{side}")
-    knob = Knob(
-        row.name, "train" if side == "train" else "rollout", "nothing", subject.config[side]["model"] or ""
+    name = f"baseline-{side}"
+    engine = subject.config[side]["scorer" if side == "train" else "engine"]
+    row = _take(
+        subject,
+        Row(subject, name),
+        Knob(name, "train" if side == "train" else "rollout", "nothing", engine),
+        watcher,
     )
-    state = _take(subject, row, knob, watcher)
-    if state["unavailable"] is not None:
+    if row.state["unavailable"] is not None:
         raise MismatchProbeError(
-            f"the baseline of the {side} side cannot be read: {state['unavailable']}",
-            hint=f"see {subject.run.log_path(f'ablation-{row.name}')}",
+            f"the baseline of the {side} side cannot be read: {row.state['unavailable']}",
+            hint=f"see {subject.run.log_path(f'ablation-{name}')}",
         )
     return row
 
 
-def _take(subject: Subject, row: Row, knob: Knob, watcher: Watcher) -> dict[str, Any]:
+def _take(subject: Subject, row: Row, knob: Knob, watcher: Watcher) -> Row:
     spec = subject.spec(knob.side, dtype=knob.dtype, options=knob.options)
+    made = subject.folder / f"{knob.name}-checkpoint"
+    if knob.checkpoint == "int8":
+        try:
+            write_int8_checkpoint(Path(spec["model_path"]), made)
+        except ConfigError as error:
+            row.state = {"unavailable": error.message, "seconds": 0.0, "cpu_seconds": 0.0}
+            return row
+        spec = {**spec, "model_path": str(made.resolve())}
 
     def job(folder: Path) -> RolloutJob | ScoreJob:
         if knob.side == "train":
@@ -204,4 +235,7 @@ def _take(subject: Subject, row: Row, knob: Knob, watcher: Watcher) -> dict[str,
             tasks=tuple(Task(leg=leg, parts=(0,)) for leg in _ROLLOUT_LEGS),
         )
 
-    return row.take(job, watcher, environment=knob.environment)
+    row.take(job, watcher, environment=knob.environment)
+    if knob.checkpoint is not None:
+        shutil.rmtree(made, ignore_errors=True)
+    return row

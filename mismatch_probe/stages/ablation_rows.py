@@ -124,12 +124,16 @@ class Row:
     Args:
         subject: The run under test.
         name: Name of the row.
+
+    Attributes:
+        state: What `take` returned last; empty before.
     """
 
     def __init__(self, subject: Subject, name: str) -> None:
         self.subject = subject
         self.name = name
         self.run = RunDirectory(subject.folder / name)
+        self.state: dict[str, Any] = {}
 
     def trace(self) -> Trace:
         """What the row read."""
@@ -175,7 +179,8 @@ class Row:
         if state_path.is_file():
             held = read_json(state_path)
             if held.get("identity") == identity and not held["crashed"]:
-                return dict(held)
+                self.state = dict(held)
+                return self.state
         shutil.rmtree(self.run.path, ignore_errors=True)
         self.prepare()
         total = self.subject.table.num_rows
@@ -201,6 +206,7 @@ class Row:
             watcher.message(f"{self.name}: unavailable: {error.message}")
         state |= {"seconds": time.monotonic() - begun, "cpu_seconds": _cpu_seconds() - used}
         write_json(state_path, state)
+        self.state = state
         return state
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mismatch_probe.assets.model_facts import read_model_facts
+from mismatch_probe.assets.rewritten_checkpoint import write_noisy_checkpoint
 from mismatch_probe.result import to_json
 from mismatch_probe.stages.ablation_rows import Row, Subject
 from mismatch_probe.stages.events import Watcher
@@ -35,7 +36,8 @@ def refit_study(subject: Subject, updated: Path | None, watcher: Watcher) -> dic
 
     Returns:
         `same` and `updated`, each `{"exact", "decode", "prefill", "weights"}` or `{"unavailable"}`; `decode` and
-        `prefill` are step summaries of the log-probabilities after the load, less those of the fresh engine.
+        `prefill` are step summaries of the log-probabilities after the load, less those of the fresh engine. And
+        `seconds` and `cpu_seconds` of all engines.
     """
     spec = subject.spec("rollout", dtype=None, options={})
     own = Path(spec["model_path"])
@@ -43,7 +45,7 @@ def refit_study(subject: Subject, updated: Path | None, watcher: Watcher) -> dic
     made = None
     if updated is None:
         made = subject.folder / "updated-checkpoint"
-        write_updated_checkpoint(own, made, scale=UPDATE_SCALE)
+        write_noisy_checkpoint(own, made, scale=UPDATE_SCALE)
         updated = made
 
     also = {"updated_sha256": read_model_facts(updated).weights_sha256}
@@ -79,45 +81,13 @@ def refit_study(subject: Subject, updated: Path | None, watcher: Watcher) -> dic
         if held["unavailable"] is None and _equal(same, fresh):
             reason = "the updated checkpoint gives the log-probabilities of the run's own: it tests nothing"
             result["updated"] = {"unavailable": reason}
+    for key in ("seconds", "cpu_seconds"):
+        result[key] = sum(row.state.get(key, 0.0) for row in (same, fresh, loaded))
     # Only now: a study that was cut off goes on with what is there.
     shutil.rmtree(states, ignore_errors=True)
     if made is not None:
         shutil.rmtree(made, ignore_errors=True)
     return result
-
-
-def write_updated_checkpoint(source: Path, target: Path, *, scale: float, seed: int = 0) -> None:
-    """Copies a checkpoint with every matrix moved by Gaussian noise.
-
-    Args:
-        source: Folder with `*.safetensors`.
-        target: Folder to make; one that is there is replaced.
-        scale: Standard deviation of the noise over that of the matrix.
-        seed: Of the noise; the same seed gives the same checkpoint.
-    """
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(seed)
-    for path in sorted(source.iterdir()):
-        if path.suffix != ".safetensors":
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)
-            continue
-        tensors = {}
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                tensor = file.get_tensor(name)
-                if tensor.ndim > 1 and tensor.is_floating_point():
-                    wide = tensor.float()
-                    noise = torch.randn(wide.shape, generator=generator)
-                    tensor = (wide + scale * wide.std() * noise).to(tensor.dtype)
-                tensors[name] = tensor
-        save_file(tensors, target / path.name, metadata=metadata)
 
 
 def _equal(first: Row, second: Row) -> bool:

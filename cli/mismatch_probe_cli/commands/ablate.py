@@ -21,7 +21,7 @@ def ablate(
     list_knobs: Annotated[bool, typer.Option("--list", help="List the knobs and end.")] = False,
     num_prompts: Annotated[
         int, typer.Option(min=1, metavar="N", help="First prompts of the run to read, all their samples.")
-    ] = 16,
+    ] = 32,
     updated: Annotated[
         Path | None,
         typer.Option(
@@ -35,13 +35,14 @@ def ablate(
 
     The rollout side is read by forced decode and by prefill. The knob `refit` loads weights into the running
     rollout engine: the same checkpoint must change nothing, an updated one must equal a fresh engine. Rows that
-    are on disk are kept. Ends with 1 where a weight sync is broken.
+    are on disk are kept, crashed ones are taken again, and the table keeps the rows of earlier calls; --force
+    begins anew. Ends with 1 where a weight sync is broken.
 
     **Examples**
 
     `mismatch-probe ablate runs/first --knob refit`
 
-    `mismatch-probe ablate runs/first --num-prompts 32`
+    `mismatch-probe ablate runs/first --num-prompts 16`
 
     `mismatch-probe ablate --list`
     """

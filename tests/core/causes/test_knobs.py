@@ -2,7 +2,7 @@
 
 import pytest
 
-from mismatch_probe.causes.knobs import KNOBS, choose_knobs, why_not
+from mismatch_probe.causes.knobs import KNOBS, choose_knobs, own_setting, settings_of, why_not
 from mismatch_probe.errors import ConfigError
 
 CONFIG = {
@@ -13,7 +13,10 @@ CONFIG = {
 
 def test_names_are_unique_and_each_knob_changes_something():
     assert len({knob.name for knob in KNOBS}) == len(KNOBS)
-    assert all(knob.dtype or knob.options or knob.environment or knob.side == "refit" for knob in KNOBS)
+    assert all(
+        knob.dtype or knob.options or knob.environment or knob.checkpoint or knob.side == "refit"
+        for knob in KNOBS
+    )
 
 
 def test_knobs_are_chosen_in_the_order_of_the_registry():
@@ -46,3 +49,28 @@ def test_a_knob_of_another_engine_says_so():
     (knob,) = choose_knobs(["rollout-kv-fp8-e4m3"])
     other = {**CONFIG, "rollout": {"engine": "other", "dtype": "bfloat16"}}
     assert "other" in why_not(knob, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("rollout-no-prefix-caching", True),
+        ("rollout-prefix-caching", False),
+        # Chunked prefill is on, but in larger chunks.
+        ("rollout-chunked-prefill", False),
+        ("rollout-batch-1", False),
+        ("rollout-weights-int8", False),
+    ],
+)
+def test_options_in_force_already_are_no_change(name, own):
+    facts = {
+        "options": {"max_model_len": 64},
+        "details": {
+            "settings": {
+                "enable_prefix_caching": False, "enable_chunked_prefill": True, "max_num_batched_tokens": 4096,
+                "max_num_seqs": 256,
+            }
+        },
+    }  # fmt: skip
+    reason = own_setting(choose_knobs([name])[0], settings_of(facts))
+    assert (reason is not None) == own
