@@ -126,6 +126,11 @@ def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
                 check["code"], severity, check["detail"], observed=check["observed"], bar=check["bar"],
                 n=_num_tokens(result),
             )  # fmt: skip
+    for leg, count in (result["data_quality"].get("broken_legs") or {}).items():
+        yield finding(
+            "MP102", "warning", f"{count} values of the leg {leg} are NaN, infinite or sentinels: the leg is left out",
+            observed=count, bar=0.0, unit="tokens", n=_num_tokens(result),
+        )  # fmt: skip
     if result["provenance"]["model"].get("is_random"):
         yield finding(
             "MP903", "info", f"{result['provenance']['model']['name']} was made with random weights"

@@ -18,7 +18,8 @@ _PRECISION_SHARE = 0.5
 def recommend(result: Mapping[str, Any]) -> dict[str, Any]:
     """The `recommendation` section of result.json.
 
-    Order: what makes the numbers wrong, what makes the run too small, what lowers the drift at its source
+    Order: what makes the numbers wrong, what makes the run too small, what would ruin training at its first weight
+    sync, what lowers the drift at its source
     (routing, precision, the engine against itself), the correction for what is left, and what to stay away
     from.
 
@@ -40,7 +41,7 @@ def recommend(result: Mapping[str, Any]) -> dict[str, Any]:
     replay = _replay(result)
     head = _head(result)
     first = replay.actions if replay.on else []
-    actions = [*_too_small(result), *first, *head.actions, *_self_disagreement(result)]
+    actions = [*_too_small(result), *_weight_sync(result), *first, *head.actions, *_self_disagreement(result)]
     choice = choose_correction(result)
     actions.append(_act(choice.code, choice.action, choice.because, choice.measured))
     actions += _stay_away(result, choice)
@@ -158,6 +159,15 @@ def _precision_share(result: Mapping[str, Any]) -> Measured | None:
     if rounding is None or total is None or total.value <= 0:
         return None
     return Measured(f"{rounding.path} / token.k3", rounding.value / total.value)
+
+
+def _weight_sync(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    for item in result.get("findings") or []:
+        if item.get("code") == "MP601":
+            measured = read(result, "weight_sync.change.mean_abs")
+            action = "start a fresh rollout engine for each update: its own weight update breaks it"
+            return [_act("MP601", action, str(item.get("detail")), measured)]
+    return []
 
 
 def _self_disagreement(result: Mapping[str, Any]) -> list[dict[str, Any]]:

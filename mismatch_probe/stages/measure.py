@@ -14,7 +14,7 @@ from mismatch_probe.config.bars import load_bars
 from mismatch_probe.errors import InconclusiveError
 from mismatch_probe.result import RESULT_SCHEMA_VERSION, to_json
 from mismatch_probe.stages.diagnosis_section import causes_section
-from mismatch_probe.stages.drift_sections import drift_sections
+from mismatch_probe.stages.drift_sections import broken_legs, drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
 from mismatch_probe.stages.weight_sync import weight_sync_section
@@ -36,7 +36,8 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         The content of result.json.
 
     Raises:
-        InconclusiveError: There is no training-side leg, no token, or the ids do not line up.
+        InconclusiveError: There is no training-side leg, no token, or the ids do not line up. Values that are no
+            log-probabilities do not raise: they are named, and every number they enter is absent with the reason.
         RunDirectoryError: A part is missing or damaged.
         ConfigError: An unknown bar.
     """
@@ -44,8 +45,8 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
 
     bars = load_bars(bar_changes)
     manifest = run.read_manifest()
-    trace = Trace(run, int(manifest["num_parts"]))
     num_parts = int(manifest["num_parts"])
+    trace = Trace(run, num_parts)
     legs = [leg for leg in manifest["legs"] if all(p.is_file() for p in run.leg_files(leg, num_parts))]
     if "train/forward" not in legs:
         raise InconclusiveError(
@@ -58,11 +59,20 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         "provenance": _provenance(manifest, trace, legs),
         **drift_sections(trace, token_classes=_token_classes(manifest, trace)),
         "weight_sync": weight_sync,
-        "legs": to_json(legs_section(trace, legs, weight_sync)),
-        "routing": to_json(_routing(manifest, trace, legs)),
-        **weights_sections(run, trace, int(manifest["num_parts"])),
     }
-    result["data_quality"]["masked_tokens"] = masked_tokens(run, trace, int(manifest["num_parts"]))
+    broken = broken_legs(trace, legs)
+    legs = [leg for leg in legs if leg not in broken]
+    if result["data_quality"]["unusable"] is None:
+        result |= {
+            "legs": to_json(legs_section(trace, legs, weight_sync)),
+            "routing": to_json(_routing(manifest, trace, legs)),
+            **weights_sections(run, trace, num_parts),
+        }
+    else:
+        # The fault is named all the same: what it is stands in data_quality, what to do about it in causes.
+        result |= {name: dict(result["token"]) for name in ("legs", "routing", "weights")}
+    result["data_quality"]["broken_legs"] = broken
+    result["data_quality"]["masked_tokens"] = masked_tokens(run, trace, num_parts)
     result["causes"] = causes_section(run, trace, legs, manifest, result)
     verdict = judge(result, bars)
     result.update(

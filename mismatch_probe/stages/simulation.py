@@ -53,6 +53,10 @@ def simulate_run(run: RunDirectory, plan: SimulationPlan, watcher: Watcher) -> d
         ConfigError: A checkpoint that cannot be used.
     """
     result = read_result(run.result_path)
+    if result["token"].get("available") is False:
+        result["simulation"] = {"available": False, "reason": result["token"]["reason"]}
+        write_json(run.result_path, result)
+        return result
     num_parts = int(run.read_manifest()["num_parts"])
     responses = read_responses(run, Trace(run, num_parts), num_parts)
     staleness = find_staleness(run, responses, plan, watcher)
