@@ -30,7 +30,8 @@ class EngineEntry:
 
 
 def _load_own() -> None:
-    import mismatch_probe.engines.vllm_engine  # noqa: F401  (registers itself)
+    import mismatch_probe.engines.transformers_engine
+    import mismatch_probe.engines.vllm_engine  # noqa: F401  (both register themselves)
 
 
 engines: Registry[EngineEntry] = Registry("rollout engine", "mismatch_probe.engines", _load_own)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from mismatch_probe.config.model import SamplingConfig
+from mismatch_probe.config.options import read_options
 from mismatch_probe.engines.protocol import EngineSpec, FixedSequence
 from mismatch_probe.engines.registry import engines
 from mismatch_probe.errors import CaptureError, ConfigError
@@ -59,15 +60,9 @@ class EngineScorer:
     """
 
     def __init__(self, spec: ScorerSpec, name: str) -> None:
-        try:
-            self._options = EngineScorerOptions.model_validate(spec.options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"train.options.{key}: {first['msg']}",
-                hint=f"known: {', '.join(EngineScorerOptions.model_fields)}, and the engine's own options",
-            ) from error
+        self._options = read_options(
+            EngineScorerOptions, spec.options, "train.options", more=", and the engine's own options"
+        )
         if spec.max_sequence_len is None:
             raise ConfigError(
                 "a rollout engine has to know the longest sequence before it starts",

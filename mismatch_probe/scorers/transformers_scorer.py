@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+import numpy.typing as npt
+from pydantic import Field
 
+from mismatch_probe.config.options import read_options
+from mismatch_probe.engines.layer_sites import HEAD
 from mismatch_probe.errors import ConfigError, EngineUnavailableError
+from mismatch_probe.scorers.layer_states import States
 from mismatch_probe.scorers.protocol import (
     ProgressCallback,
     ReplayOptions,
@@ -20,7 +24,7 @@ from mismatch_probe.scorers.protocol import (
     ScorerSpec,
 )
 from mismatch_probe.scorers.registry import register_scorer
-from mismatch_probe.scorers.transformers_routing import hook_routers, widen_routers
+from mismatch_probe.scorers.transformers_routing import RouterHooks, hook_routers, widen_routers
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +71,7 @@ class TransformersScorer:
     """
 
     def __init__(self, spec: ScorerSpec) -> None:
-        try:
-            self._options = TransformersOptions.model_validate(spec.options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(TransformersOptions.model_fields)
-            raise ConfigError(f"train.options.{key}: {first['msg']}", hint=f"known: {known}") from error
+        self._options = read_options(TransformersOptions, spec.options, "train.options")
         torch, transformers = _import_transformers()
         device = self._options.device
         if device == "auto":
@@ -105,9 +103,19 @@ class TransformersScorer:
             widen_routers(self._model)
         if self._options.packing:
             _require_attention_layers(self._model)
-        self._hooks = None
+        self._hooks: RouterHooks | None = None
         if spec.num_moe_layers:
             self._hooks = hook_routers(self._model, num_moe_layers=spec.num_moe_layers)
+
+    @property
+    def model(self) -> Any:
+        """The loaded model, for an engine that also samples with it."""
+        return self._model
+
+    @property
+    def hooks(self) -> RouterHooks | None:
+        """Its hooked routers; None of a dense model."""
+        return self._hooks
 
     def facts(self) -> ScorerFacts:
         """What was loaded."""
@@ -148,6 +156,27 @@ class TransformersScorer:
             scored += results
             progress(len(results), sum(len(result.logprobs) for result in results))
         return scored
+
+    def read_layer_states(
+        self, request: ScoreRequest, given: Mapping[str, npt.NDArray[np.float32]], *, temperature: float
+    ) -> dict[str, States]:
+        """See `LayerStateScorer.read_layer_states`."""
+        import torch
+
+        from mismatch_probe.scorers.transformers_layer_states import LayerStateReader
+
+        reader = LayerStateReader(self._model)
+        free = replace(request, routing=None, gates=None)
+        substituted = reader.layers(lambda: self._score_batch([request], temperature, False), given)
+        substituted |= reader.modules(lambda: self._score_batch([request], temperature, False), given)
+        with torch.inference_mode():
+            logits = reader.head_logits(given)
+            if logits is not None:
+                substituted[HEAD] = self._read(request, logits, temperature).logprobs
+        return {
+            "free": reader.free(lambda: self._score_batch([free], temperature, False)),
+            "substituted": substituted,
+        }
 
     def close(self) -> None:
         """Drops the model."""
