@@ -27,7 +27,7 @@ from mismatch_probe_reports.figures.style import CSS_VARIABLES
 NAMES = [
     "waterfall", "token_probability", "ecdf", "log_weight_length",
     "weights", "weight_curves_sequence", "weight_curves_token", "weight_sweep", "weight_extrapolation",
-    "routing", "routing_flips",
+    "routing", "routing_flips", "ablation",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from mismatch_probe_reports.figures import (
+    ablation,
     ecdf,
     log_weight_length,
     routing,
@@ -40,6 +41,7 @@ SOURCES: tuple[Source, ...] = (
     weight_extrapolation,
     routing,
     routing_flips,
+    ablation,
 )
 
 

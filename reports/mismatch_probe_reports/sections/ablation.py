@@ -62,7 +62,10 @@ def build_ablation(result: Json) -> Section:
         notes += left
         if not said and found:
             said.append("Every load that was tried left the rollout engine as a fresh one, in every bit.")
-    return Section("ablation", TITLE, lead=" ".join(said), tables=tuple(tables), notes=tuple(notes))
+    return Section(
+        "ablation", TITLE, lead=" ".join(said), tables=tuple(tables), notes=tuple(notes),
+        figures=("ablation",) if rows else (),
+    )  # fmt: skip
 
 
 def _knobs(ablation: Json, rows: list[Json]) -> tuple[Table, list[str]]:
