@@ -87,7 +87,9 @@ def _mark(row: Json, floor: float) -> Mark | None:
 
 def _lists(rows: list[Json]) -> list[tuple[str, list[str]]]:
     """Names of the rows that are not drawn, by why."""
-    own, missing, still = [], [], []
+    own: list[str] = []
+    missing: list[str] = []
+    still: list[str] = []
     for row in rows:
         name = read_text(row.get("knob"))
         if reason := read_text(row.get("unavailable")):
@@ -127,7 +129,8 @@ def _place(value: float) -> float:
 def _draw(figure: SubFigure, palette: Palette, marks: list[Mark], lines: list[str]) -> None:
     share = 0.2 * len(lines) / (1.3 + 0.3 * len(marks) + 0.2 * len(lines))
     if lines:
-        above, below = figure.subfigures(2, 1, height_ratios=[1.0 - share, share], hspace=0.0)
+        bands: Any = figure.subfigures(2, 1, height_ratios=[1.0 - share, share], hspace=0.0)
+        above, below = bands
         below.text(0.01, 0.95, "\n".join(lines), color=palette.muted, va="top", fontsize=9.5, linespacing=1.3)
     else:
         above = figure
