@@ -185,7 +185,7 @@ def measure(
         "schema_version": 1,
         "provenance": provenance(rollout, legs, moe=moe),
         **drift_sections(stand_in, token_classes=trace.token_classes()),
-        "legs": to_json(legs_section(stand_in, legs)),
+        "legs": to_json(legs_section(stand_in, legs, {"available": False, "reason": "no engine ran"})),
         "routing": to_json(routing),
         "weights_reads": "train/forward over rollout/decode (pi/mu)",
         "weights": to_json(

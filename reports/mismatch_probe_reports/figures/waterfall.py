@@ -53,7 +53,8 @@ def prepare(result: Json) -> Plot | Missing:
     if reason := why_absent(legs):
         return Missing(NAME, TITLE, reason)
     legs = read_mapping(legs)
-    bars = [_bar(step) for step in read_rows(legs.get("steps"))]
+    # A step over a sample of the run is no part of the run's drift, and may be larger by orders of magnitude.
+    bars = [_bar(step) for step in read_rows(legs.get("steps")) if "num_sequences" not in step]
     if not bars:
         return Missing(NAME, TITLE, "no two legs share tokens")
     floor = _floor(read_mapping(legs.get("floor")))

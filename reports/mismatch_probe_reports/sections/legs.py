@@ -18,6 +18,7 @@ from mismatch_probe_reports.reading import (
 from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate_cell, fact, fact_table
 
 TITLE = "Legs: where the drift comes from"
+_MANY_WEIGHTS = 16
 STEP_COLUMNS = (
     Column("Step", numeric=False),
     Column("What it means", numeric=False, rank=3),
@@ -71,22 +72,28 @@ def build_legs(result: Json) -> Section:
     tables += _covariance_tables(read_mapping(legs.get("covariance")))
     tables.append(_comparison_table(read_rows(legs.get("comparisons"))))
     tables.append(_floor_table(read_mapping(legs.get("floor"))))
+    sync = read_mapping(result.get("weight_sync"))
+    tables.append(_reload_table(sync))
     available = [read_text(leg) for leg in read_list(legs.get("available"))]
-    notes = (f"Legs in this run: {', '.join(available)}.",) if available else ()
+    notes = [f"Legs in this run: {', '.join(available)}."] if available else []
+    notes += [_reload_note(sync)] if sync else []
     return Section(
         "legs",
         TITLE,
         lead=_lead(legs, steps),
         tables=tuple(table for table in tables if table.rows),
         figures=("waterfall",),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
 def _step_row(step: Json) -> tuple[Cell, ...]:
     exact = is_exact(step)
     role = step_role(step)
-    label = step_name(step) + (f" ({role})" if role not in {"chain", "other"} else "")
+    sample = read_number(step.get("num_sequences")).value
+    asides = [role] if role not in {"chain", "other"} else []
+    asides += [] if sample is None else [fmt.plural(int(sample), "sequence")]
+    label = step_name(step) + (f" ({', '.join(asides)})" if asides else "")
     k3 = Cell("EXACT", detail="0 on every token", tone="exact") if exact else estimate_cell(pick(step, "k3"))
     return (
         Cell(label),
@@ -98,6 +105,42 @@ def _step_row(step: Json) -> tuple[Cell, ...]:
         estimate_cell(pick(step, "std")),
         estimate_cell(pick(step, "sequence_std")),
         estimate_cell(pick(step, "identical_fraction"), fmt.percent),
+    )
+
+
+def _reload_table(sync: Json) -> Table:
+    """Return the weights that a reload of the same checkpoint left other than they were; no rows where none is."""
+    rows = tuple(
+        (
+            Cell(read_text(item.get("name"), "unnamed"), code=True),
+            Cell(" x ".join(fmt.scalar(size) for size in read_list(item.get("shape")))),
+            Cell(read_text(item.get("what")), tone="fail"),
+        )
+        for item in read_rows(read_mapping(sync.get("weights")).get("differences"))
+    )
+    columns = (
+        Column("Weight in the rollout engine", numeric=False),
+        Column("Shape", numeric=False, rank=2),
+        Column("After the load", numeric=False),
+    )
+    caption = "Weight sync: what loading the same checkpoint again left other than it was"
+    return Table("weight-sync", caption, columns, rows, collapsed=len(rows) > _MANY_WEIGHTS)
+
+
+def _reload_note(sync: Json) -> str:
+    if reason := why_absent(sync):
+        return f"Weight sync was not read: {reason}."
+    weights = read_mapping(sync.get("weights"))
+    tokens = fmt.plural(int(read_number(sync.get("num_tokens")).value or 0), "token")
+    compared = int(read_number(weights.get("compared")).value or 0)
+    changed = len(read_rows(weights.get("differences")))
+    came = "changed no bit" if sync.get("exact") is True else f"left {changed} other than they were"
+    unread = len(read_list(weights.get("unread")))
+    blind = f" {fmt.plural(unread, 'tensor')} could not be read." if unread else ""
+    seconds = fmt.number(read_number(sync.get("seconds")).value or 0.0)
+    return (
+        f"Weight sync: the engine loaded its own checkpoint again, between two readings of the same {tokens}; of "
+        f"{fmt.plural(compared, 'tensor')} it {came}.{blind} This took {seconds} s."
     )
 
 
