@@ -21,6 +21,7 @@ from mismatch_probe.engines.protocol import (
 )
 from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
+from mismatch_probe.engines.vllm_layer_states import VllmLayerStates
 from mismatch_probe.engines.vllm_outputs import prompt_logprobs, sampled_logprobs
 from mismatch_probe.engines.vllm_refit import VllmRefit
 from mismatch_probe.engines.vllm_settings import resolved_settings
@@ -37,7 +38,7 @@ _FIXED_OPTIONS = (
 )
 
 
-class VllmEngine(VllmRefit):
+class VllmEngine(VllmRefit, VllmLayerStates):
     """vLLM in this process, behind the `RolloutEngine` protocol.
 
     Notes:

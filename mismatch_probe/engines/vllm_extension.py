@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mismatch_probe.engines.vllm_layer_states import LayerStateProbe
 from mismatch_probe.engines.vllm_weights import WeightProbe
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ SEQUENCE_KEY = "mismatch_probe_sequence"
 FORCE_KEY = "mismatch_probe_force_ids"
 
 
-class ProbeExtension(WeightProbe):
+class ProbeExtension(WeightProbe, LayerStateProbe):
     """Mix-in of vLLM's worker; its methods are reached through `collective_rpc`."""
 
     model_runner: Any
