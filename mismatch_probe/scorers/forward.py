@@ -1,0 +1,213 @@
+"""What every training-side forward shares: batches, places of sequences in them, reading logits, routes in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mismatch_probe.errors import ConfigError
+from mismatch_probe.scorers.protocol import ProgressCallback, ScoredSequence, ScoreRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from mismatch_probe.scorers.transformers_routing import CapturedRoutes
+
+# Logits of one batch, and the float32 copy of one block of them, stay below these.
+_MAX_LOGIT_BYTES = 1 << 30
+_MAX_BLOCK_BYTES = 1 << 28
+# A packed row may need a mask of all its tokens against all.
+_MAX_PACKED_TOKENS = 1 << 14
+
+Logits = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""(ids, positions) [lines, width] to logits [lines, width, vocabulary]; positions are -1 where a line is padding."""
+
+
+class Routers(Protocol):
+    """The routers of a model, to be watched or forced during one forward."""
+
+    def forward(
+        self, *, capture: bool, forced: torch.Tensor | None, forced_gates: torch.Tensor | None = None
+    ) -> AbstractContextManager[None]:
+        """Sets what the next forward does; rows are its flattened (line, column).
+
+        Args:
+            capture: Whether to keep what the routers do.
+            forced: int64 [rows, layers, top_k], -1 rows keep the model's own choice; None forces nothing.
+            forced_gates: float32 of that shape, NaN rows are recomputed; None recomputes all.
+        """
+        ...
+
+    def take(self) -> CapturedRoutes:
+        """What the last forward captured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringForward:
+    """A loaded model as something that scores finished sequences.
+
+    Attributes:
+        logits: The model.
+        device: Where it is.
+        vocab_size: Width of its logits.
+        logit_bytes: Bytes of one of them.
+        routers: Of a model with experts, or None.
+        num_moe_layers: How many routers there are.
+        top_k: Experts per token.
+        packing: Whether the sequences of a batch follow each other in one line.
+
+    Notes:
+        The log-probability is `log_softmax(logits.float() / temperature)`.
+    """
+
+    logits: Logits
+    device: torch.device
+    vocab_size: int
+    logit_bytes: int
+    routers: Routers | None = None
+    num_moe_layers: int = 0
+    top_k: int = 0
+    packing: bool = False
+
+    def score(
+        self,
+        requests: Sequence[ScoreRequest],
+        *,
+        batch_size: int,
+        temperature: float,
+        capture_routing: bool,
+        progress: ProgressCallback,
+    ) -> list[ScoredSequence]:
+        """Scores in order, `batch_size` sequences a forward.
+
+        Raises:
+            ConfigError: Routes are asked of a model without routers.
+        """
+        scored: list[ScoredSequence] = []
+        for batch in self.batches(requests, batch_size):
+            results = self.score_batch(batch, temperature, capture_routing)
+            scored += results
+            progress(len(results), sum(len(result.logprobs) for result in results))
+        return scored
+
+    def batches(self, requests: Sequence[ScoreRequest], size: int) -> list[list[ScoreRequest]]:
+        """Splits in order; a batch also ends where its logits, or the mask of a packed row, would not fit."""
+        budget = max(1, _MAX_LOGIT_BYTES // (self.vocab_size * self.logit_bytes))
+        batches: list[list[ScoreRequest]] = []
+        longest = 0
+        for request in requests:
+            length = len(request.prompt_token_ids) + len(request.response_token_ids)
+            longest = max(longest, length)
+            tokens = (len(batches[-1]) + 1) * longest if batches else 0
+            full = tokens > budget or (self.packing and tokens > _MAX_PACKED_TOKENS)
+            if not batches or len(batches[-1]) == size or full:
+                batches.append([])
+                longest = length
+            batches[-1].append(request)
+        return batches
+
+    def score_batch(
+        self, batch: Sequence[ScoreRequest], temperature: float, capture_routing: bool
+    ) -> list[ScoredSequence]:
+        """Scores one batch in one forward.
+
+        Raises:
+            ConfigError: Routes are asked of a model without routers.
+        """
+        import torch
+
+        if self.routers is None and (capture_routing or any(r.routing is not None for r in batch)):
+            raise ConfigError("this model has no experts to capture or replay", hint="leave out train/replay")
+        rows = [[*request.prompt_token_ids, *request.response_token_ids] for request in batch]
+        places, shape = _places([len(row) for row in rows], packing=self.packing)
+        ids = torch.zeros(shape, dtype=torch.long)
+        positions = torch.full(shape, -1, dtype=torch.long)
+        for (line, start), row in zip(places, rows, strict=True):
+            ids[line, start : start + len(row)] = torch.tensor(row)
+            positions[line, start : start + len(row)] = torch.arange(len(row))
+        ids, positions = ids.to(self.device), positions.to(self.device)
+        routes = None
+        with torch.inference_mode():
+            if self.routers is None:
+                logits = self.logits(ids, positions)
+            else:
+                forced, gates = self._forced_rows(batch, places, shape)
+                with self.routers.forward(capture=capture_routing, forced=forced, forced_gates=gates):
+                    logits = self.logits(ids, positions)
+                if capture_routing:
+                    routes = self.routers.take()
+            scored = [
+                self.read(request, logits[line, start:], temperature)
+                for request, (line, start) in zip(batch, places, strict=True)
+            ]
+        if routes is None:
+            return scored
+        captured = [
+            tensor.view(*shape, self.num_moe_layers, *tensor.shape[2:]).numpy()
+            for tensor in (routes.ids, routes.gates, routes.margins)
+        ]
+        return [
+            replace(sequence, routing=kept[0], gates=kept[1], margins=kept[2])
+            for sequence, row, (line, start) in zip(scored, rows, places, strict=True)
+            # The last token is fed too, but predicts nothing that was sampled.
+            for end in [start + len(row) - 1]
+            for kept in [[np.ascontiguousarray(array[line, start:end]) for array in captured]]
+        ]
+
+    def read(self, request: ScoreRequest, logits: torch.Tensor, temperature: float) -> ScoredSequence:
+        """Reads a line [width, vocabulary] of logits, block by block so that no float32 copy of it all is made.
+
+        Args:
+            request: What begins at the line's first column.
+            logits: In any float dtype.
+            temperature: Logits are divided by it, in float32.
+        """
+        import torch
+
+        begin, count = len(request.prompt_token_ids), len(request.response_token_ids)
+        targets = torch.tensor(list(request.response_token_ids), dtype=torch.long, device=logits.device)
+        # The logits at position i predict token i + 1.
+        logits = logits[begin - 1 : begin - 1 + count]
+        block = max(1, _MAX_BLOCK_BYTES // (4 * logits.shape[-1]))
+        logprobs, entropy = [], []
+        for start in range(0, count, block):
+            log_p = torch.log_softmax(logits[start : start + block].float() / temperature, dim=-1)
+            logprobs.append(log_p.gather(-1, targets[start : start + block, None])[:, 0])
+            entropy.append(torch.special.entr(log_p.exp()).sum(-1))
+        return ScoredSequence(
+            sequence_id=request.sequence_id,
+            logprobs=torch.cat(logprobs).cpu().numpy() if count else np.zeros(0, np.float32),
+            entropy=torch.cat(entropy).cpu().numpy() if count else np.zeros(0, np.float32),
+            routing=None,
+        )
+
+    def _forced_rows(
+        self, batch: Sequence[ScoreRequest], places: Sequence[tuple[int, int]], shape: tuple[int, int]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Experts [rows, layers, top_k] to force, -1 where none, and their weights, NaN where none."""
+        import torch
+
+        if all(request.routing is None for request in batch):
+            return None, None
+        forced = torch.full((*shape, self.num_moe_layers, self.top_k), -1, dtype=torch.long)
+        gates = torch.full(forced.shape, float("nan"))
+        for request, (line, start) in zip(batch, places, strict=True):
+            for values, filled in ((request.routing, forced), (request.gates, gates)):
+                if values is not None:
+                    rows = torch.from_numpy(values).to(filled.dtype)
+                    filled[line, start : start + len(values)] = rows
+        given = any(request.gates is not None for request in batch)
+        return forced.flatten(0, 1).to(self.device), gates.flatten(0, 1).to(self.device) if given else None
+
+
+def _places(lengths: Sequence[int], *, packing: bool) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Line and first column of each sequence, and (lines, columns) of them all."""
+    if packing:
+        starts = np.cumsum([0, *lengths]).tolist()
+        return [(0, start) for start in starts[:-1]], (1, starts[-1])
+    return [(line, 0) for line in range(len(lengths))], (len(lengths), max(lengths))
