@@ -13,7 +13,7 @@ from mismatch_probe.stats.comparisons import holm, paired_difference
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import Statistic, interval_from_table
 from mismatch_probe.stats.kl import token_k3
-from mismatch_probe.stats.layout import FloatArray, SequenceLayout, finite_array
+from mismatch_probe.stats.layout import FloatArray, SequenceLayout, cluster_table, finite_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,14 @@ class PairedChange:
     Attributes:
         k3_before: Mean token K3 of the baseline, nats.
         k3_after: The same with the knob turned.
-        k3_change: After minus before, with an interval over prompts.
+        k3_change: After minus before, with an interval over prompts; none where its ends would leave the range of the
+            prompts' own changes, as they do where one or two prompts carry the change.
         p_value: Two-sided sign flips of prompts' K3 changes; None with one prompt.
         floors: `k3_change` over the noise floor's K3; None where no floor above 0 was measured.
         std_before: Standard deviation of log W over sequences (n - 1), nats; None for one sequence.
         std_after: The same with the knob turned.
-        std_change: After minus before, with an interval over prompts.
+        std_change: After minus before, with an interval over prompts; none where an end would lie beyond the largest
+            deviation of any sequence, which no standard deviation can reach.
         in_effect: Whether any log ratio changed in any bit.
         identical_fraction: Share of tokens whose log ratio did not change at all.
         mean_abs: Mean |change of the log ratio|, nats.
@@ -83,10 +85,13 @@ def paired_change(
     spread = [float(values.std(ddof=1)) if values.size > 1 else None for values in sums]
     moved = np.abs(two - one)
     change = found.difference.value
+    by_prompt = cluster_table(layout.clusters, k3[1] - k3[0], layout.lengths.astype(np.float64))
+    by_prompt = by_prompt[by_prompt[:, 1] > 0]
+    changes = by_prompt[:, 0] / by_prompt[:, 1]
     return PairedChange(
         k3_before=float(k3[0].sum() / layout.num_tokens),
         k3_after=float(k3[1].sum() / layout.num_tokens),
-        k3_change=found.difference,
+        k3_change=_within(found.difference, float(changes.min()), float(changes.max())),
         p_value=found.p_value,
         floors=change / floor_k3 if floor_k3 and change is not None else None,
         std_before=spread[0],
@@ -128,4 +133,14 @@ def _std_change(before: FloatArray, after: FloatArray, clusters: npt.NDArray[np.
 
     found = interval_from_table(layout.sequence_table(x, x * x, y, y * y), Statistic(change), n=n)
     ends = [None if end is None else end * unit for end in (found.value, found.ci_low, found.ci_high)]
-    return Estimate(ends[0], ends[1], ends[2], n, found.reason)
+    return _within(Estimate(ends[0], ends[1], ends[2], n, found.reason), -unit, unit)
+
+
+def _within(estimate: Estimate, low: float, high: float) -> Estimate:
+    """Drops an interval that leaves what the sample can hold: a bootstrap-t that few prompts carry has no scale."""
+    if estimate.ci_low is None or estimate.ci_high is None:
+        return estimate
+    if low <= estimate.ci_low and estimate.ci_high <= high:
+        return estimate
+    reason = "too few prompts carry this change for an interval: read more prompts"
+    return Estimate(estimate.value, None, None, estimate.n, reason)

@@ -42,6 +42,16 @@ def test_a_knob_that_changes_nothing_is_not_in_effect_and_tests_nothing():
     assert holm_over_rows([None, None]) == [None, None]
 
 
+def test_a_change_that_one_prompt_carries_has_a_value_and_no_interval():
+    before, offsets, clusters = drift(prompts=32)
+    after = before + np.random.default_rng(1).normal(0, 1e-6, before.size)
+    after[100] += 0.3
+    found = paired_change(before, after, offsets, clusters, floor_k3=None).k3_change
+    assert found.value > 0
+    assert found.ci_low is None
+    assert "too few prompts" in found.reason
+
+
 def test_one_bit_is_in_effect():
     before, offsets, clusters = drift()
     after = before.copy()
