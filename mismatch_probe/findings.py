@@ -219,6 +219,14 @@ CATALOGUE: dict[str, Explanation] = {
         "known of its weight sync, and RL training would meet the same after its first step.",
         "read the reason; update weights another way, or leave rollout/refit out of legs if this engine is never updated",
     ),
+    "MP605": Explanation(
+        "one module computes something else",
+        "Fed with the rollout engine's own hidden states, this module of the training side gives something else, by more "
+        "than rounding does to it and by more than the same module of other layers. What came before does not count: the "
+        "error is this module's own. Its weights differ between the sides, or its kernel is wrong on one of them.",
+        "compare this module's weights on both sides (`mismatch-probe ablate RUN --knob refit` for a weight sync), then its "
+        "kernel: another attention or MoE backend on one side",
+    ),
     "MP901": Explanation(
         "exact",
         "Two legs agree in every bit; there is no floor to compare with and nothing to divide by.",
@@ -287,7 +295,8 @@ def finding(
     )
 
 
-_LAYER = re.compile(r"\blayers?\.(\d+)\.")
+LAYER = re.compile(r"\blayers?\.(\d+)\b")
+"""Where a dotted name holds the number of its layer."""
 
 
 def name_modules(modules: Iterable[str], *, most: int = 4) -> str:
@@ -299,7 +308,7 @@ def name_modules(modules: Iterable[str], *, most: int = 4) -> str:
     """
     layers: dict[str, list[int]] = {}
     for module in sorted(set(modules)):
-        found = _LAYER.search(module)
+        found = LAYER.search(module)
         name = module if found is None else f"{module[: found.start(1)]}*{module[found.end(1) :]}"
         layers.setdefault(name, []).extend([] if found is None else [int(found[1])])
     named = [

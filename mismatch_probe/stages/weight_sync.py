@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mismatch_probe.findings import LAYER
 from mismatch_probe.result import to_json
 from mismatch_probe.stages.leg_steps import REFIT_STEP
 from mismatch_probe.stats.step_summary import summarise_step
 from mismatch_probe.trace.parts import read_json
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
-
-_LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
 def weight_sync_section(run: RunDirectory, trace: Trace, legs: Sequence[str]) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def weight_sync_section(run: RunDirectory, trace: Trace, legs: Sequence[str]) ->
         step = summarise_step(reading.reloaded - reading.fresh, reading.offsets, reading.prompt_index)
         change = to_json(step)
     same = np.array_equal(reading.fresh, reading.reloaded, equal_nan=True)
-    found = [_LAYER.search(row["name"]) for row in weights["differences"]]
+    found = [LAYER.search(row["name"]) for row in weights["differences"]]
     return {
         "available": True,
         "exact": bool(same) and not weights["differences"],

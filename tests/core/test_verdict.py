@@ -140,6 +140,9 @@ def test_a_failed_validity_check_is_drift_and_a_lattice_is_a_note():
         ({"sequence__max_length": 20_000}, "MP303", "warning"),
         ({"routing__set_agreement": estimate(0.8)}, "MP401", "warning"),
         ({"routing__replay__explained": estimate(0.1)}, "MP403", "info"),
+        ({"routing__replay__self_replay": {"available": True, "exact": False, "num_changed": 3, "num_tokens": 90,
+                                           "max_abs_change": 2e-3}}, "MP404", "warning"),
+        ({"weight_sync": {"available": False, "failed": True, "reason": "it died"}}, "MP603", "warning"),
         ({"provenance__model__is_random": True}, "MP903", "info"),
         ({"provenance__has_advantages": False}, "MP904", "info"),
         ({"data_quality__masked_tokens": 30}, "MP905", "warning"),
@@ -195,3 +198,66 @@ def test_every_code_is_explained():
         assert entry.title
         assert len(entry.meaning) > 30
         assert entry.advice
+
+
+def test_a_replay_that_changes_nothing_is_no_finding():
+    own = {"available": True, "exact": True, "num_changed": 0, "num_tokens": 90, "max_abs_change": 0.0}
+    assert "MP404" not in codes(judge(result(routing__replay__self_replay=own), load_bars()))
+    absent = {"available": False, "reason": "not taken"}
+    assert "MP404" not in codes(judge(result(routing__replay__self_replay=absent), load_bars()))
+
+
+def named(cause, code, where, value=1.0):
+    fact = {"where": where, "value": value, "bar": 0.0}
+    return {
+        "cause": cause,
+        "code": code,
+        "title": f"title of {cause}",
+        "basis": "test",
+        "because": "b",
+        "facts": [fact],
+    }
+
+
+def causes(*items, status="identified"):
+    return {"diagnosis": {"status": status, "causes": list(items)}}
+
+
+def test_a_cause_that_nothing_else_says_has_a_finding_of_its_own():
+    stale = named("stale-weights", "MP640", "causes.evidence.weights.num_different")
+    found = judge(result(causes=causes(stale)), load_bars())
+    assert codes(found, "warning") >= {"MP640"}
+    assert found.name == "pass" and "MP640" in found.sentence
+    drift = judge(result(causes=causes(stale), token__k3=estimate(1.0)), load_bars())
+    assert drift.name == "drift" and drift.sentence.index("MP640") > drift.sentence.index("token K3")
+    (found,) = [item for item in drift.findings if item.code == "MP640"]
+    assert "explain stale-weights" in found.advice and found.detail == "b"
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "where", "lead", "changes"),
+    [
+        ("temperature", "MP630", "data_quality.checks[MP106: one temperature on both sides]", "MP106",
+         {"data_quality__checks": [{"code": "MP106", "name": "x", "status": "fail", "observed": 1.4, "bar": 1.0, "detail": "d"}]}),
+        ("moe-routing", "MP670", "causes.evidence.legs[train/replay].k3", "MP402", {}),
+        ("engine-self-disagreement", "MP667", "causes.evidence.legs[rollout/prefill].mean_abs", "MP204",
+         {"legs__floor__decode_prefill_k3": estimate(2e-4)}),
+    ],
+)  # fmt: skip
+def test_one_fact_is_one_finding(cause, code, where, lead, changes):
+    without = judge(result(**changes), load_bars())
+    verdict = judge(result(causes=causes(named(cause, code, where)), **changes), load_bars())
+    assert [item.code for item in verdict.findings] == [item.code for item in without.findings]
+    (found,) = [item for item in verdict.findings if item.code == lead]
+    assert found.linked == (code,) and f"explain {cause}" in found.advice
+    assert code in verdict.sentence
+
+
+def test_the_sentence_says_where_no_cause_was_identified():
+    unknown = causes(status="not_identified")
+    assert (
+        "no cause was identified"
+        in judge(result(causes=unknown, token__k3=estimate(1.0)), load_bars()).sentence
+    )
+    quiet = causes(status="nothing_to_explain")
+    assert "cause" not in judge(result(causes=quiet), load_bars()).sentence
