@@ -11,6 +11,7 @@ from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.figures.canvas import Missing, Plot
 from mismatch_probe_reports.figures.style import Palette
 from mismatch_probe_reports.reading import Json, pick, read_mapping, read_rows, read_text, why_absent
+from mismatch_probe_reports.sections.ablation import OWN_SETTING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,6 @@ NAME = "ablation"
 TITLE = "Ablation: paired change of K3 by knob, in noise floors"
 MISSING = "no knob was turned; run: mismatch-probe ablate RUN"
 SIGNIFICANT = 0.05
-OWN_SETTING = "the run's own setting"
 # A side is told by marker and colour, a change beyond chance by a filled marker and bold text.
 SIDES = (("rollout", "rollout engine", "o", 0), ("train", "training side", "s", 1))
 LIST_WIDTH = 125
@@ -180,11 +180,13 @@ def _draw_mark(panel: Axes, palette: Palette, mark: Mark, position: int) -> None
 
 
 def _ticks(left: float, right: float) -> tuple[list[float], list[str]]:
-    """Whole powers of ten and 0, thinned to about a dozen."""
+    """Whole powers of ten and 0, about a dozen; those next to 0 are left out where they would run into it."""
     most = math.ceil(max(abs(left), abs(right)))
     step = max(1, -(-2 * most // 12))
     values = [0.0] + [
-        sign * 10.0**power for power in range(0, min(most, 300) + 1, step) for sign in (-1.0, 1.0)
+        sign * 10.0**power
+        for power in range(step if step > 1 else 0, min(most, 300) + 1, step)
+        for sign in (-1.0, 1.0)
     ]
     shown = sorted(value for value in values if left <= _place(value) <= right)
     return [_place(value) for value in shown], [fmt.tick(value) for value in shown]

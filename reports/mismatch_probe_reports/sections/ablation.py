@@ -34,6 +34,7 @@ MODULE_COLUMNS = (
 )
 CASES = (("same", "the same checkpoint"), ("updated", "an updated checkpoint"))
 MAX_MODULES = 40
+OWN_SETTING = "the run's own setting"
 
 
 def build_ablation(result: Json) -> Section:
@@ -73,7 +74,8 @@ def _knobs(ablation: Json, rows: list[Json]) -> tuple[Table, list[str]]:
     for row in rows:
         name = read_text(row.get("knob"))
         if reason := read_text(row.get("unavailable")):
-            notes.append(f"{name} ({read_text(row.get('changes'))}): unavailable: {reason.rstrip('.')}.")
+            kind = "" if reason.startswith(OWN_SETTING) else "unavailable: "
+            notes.append(f"{name} ({read_text(row.get('changes'))}): {kind}{reason.rstrip('.')}.")
         elif row.get("in_effect") is False:
             notes.append(
                 f"{name} ({read_text(row.get('changes'))}): not in effect: not one bit of any log-probability changed."
