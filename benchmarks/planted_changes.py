@@ -133,6 +133,21 @@ def noisy_router(layers: Sequence[int], noise: float) -> Callable[[Any], None]:
     return change
 
 
+def bfloat16_router(layers: Sequence[int]) -> Callable[[Any], None]:
+    """Routers of some layers in bfloat16: what they read, their weights and their logits, in a float32 model."""
+
+    def change(model: Any) -> None:
+        for layer in layers:
+            gate = model.model.layers[layer].mlp.gate
+            with torch.no_grad():
+                gate.weight.copy_(gate.weight.bfloat16().to(gate.weight.dtype))
+            gate.register_forward_pre_hook(
+                lambda module, inputs: (inputs[0].bfloat16().to(inputs[0].dtype), *inputs[1:])
+            )
+
+    return change
+
+
 def rope_base(factor: float) -> Callable[[Any], None]:
     """Multiplies the base of the rotary embedding."""
 

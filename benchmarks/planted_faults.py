@@ -188,6 +188,19 @@ def score_cases(work: Path, only: str | None, study: Study) -> Iterator[Case]:
     for cause, severity, plant in runtime:
         if wanted(cause):
             yield Case(cause, severity, base, recordings.score(base, plant=plant), clean)
+    if wanted("noisy-router"):
+        full = recordings.load(rec / "float32.npz").take(rows)
+        fine = recordings.score(full, dtype="float32")
+        for layers in (range(4), study.layers[:1]):
+            severity = f"layer {'all' if len(layers) > 1 else layers[0]}, BF16 in a float32 pair"
+            plant = change.bfloat16_router(layers)
+            yield Case(
+                "noisy-router",
+                severity,
+                full,
+                recordings.score(full, dtype="float32", plant=plant),
+                fine,
+            )
     tokenizer = _tokenizer()
     edits = [("bos-dropped", "every prompt", change.drop_bos)]
     edits += [

@@ -77,8 +77,9 @@ def diagnose(result: Mapping[str, Any], ablation: Mapping[str, Any] | None = Non
     if not causes:
         causes = list(rules.find_noisy_router(evidence, result.get("routing")))
     if not causes and above is not False:
+        routers = list(rules.find_low_precision_router(evidence, result.get("routing")))
         causes = [
-            *rules.find_routing(evidence),
+            *(routers or rules.find_routing(evidence)),
             *rules.find_own_prefill(evidence),
             *rules.find_head(evidence),
         ]

@@ -21,6 +21,9 @@ EITHER = 0.9
 REPLAY_EXPLAINS = 0.9
 OWN_FLIPS = 0.03
 FIRST_LAYER = 0.1
+ONLY_ROUTERS = 0.999
+INPUTS_AGREE = 0.1
+ANY_FLIPS = 1e-4
 ABOVE_BEFORE = 3.0
 ABOVE_NEXT = 1.5
 FLAT_KURTOSIS = 3.2
@@ -262,6 +265,36 @@ def find_noisy_router(evidence: Mapping[str, Any], routing: Mapping[str, Any] | 
         f"and with the rollout's experts forced {explained:.0%} of K3 is gone",
         Fact(f"routing.layers[{place}].set_agreement", 1.0 - rates[place]),
         Fact("causes.evidence.legs[train/replay].k3", evidence["legs"]["train/replay"]["k3"]),
+    )
+
+
+def find_low_precision_router(
+    evidence: Mapping[str, Any], routing: Mapping[str, Any] | None
+) -> Iterator[NamedCause]:
+    """Routers that flip although nothing else differs: with the rollout's experts forced, both forwards agree.
+
+    Where rounding flips experts, it also moves everything else, and that stays when they are forced. Here at most a
+    thousandth of K3 and a tenth of the mean |log ratio| stays, so the routers read the same inputs and decide otherwise.
+
+    Args:
+        evidence: The section `causes.evidence`.
+        routing: The section `routing`, or None.
+    """
+    explained = _explained_by_replay(evidence)
+    if explained is None or explained < ONLY_ROUTERS or not routing or not routing.get("layers"):
+        return
+    left, total = number(evidence["legs"]["train/replay"]["mean_abs"]), number(evidence["total"]["mean_abs"])
+    rates = [1.0 - number(_plain(layer["set_agreement"])) for layer in routing["layers"]]
+    place = next((place for place, rate in enumerate(rates) if rate > ANY_FLIPS), None)
+    if place is None or left > INPUTS_AGREE * total:
+        return
+    yield _named(
+        "noisy-router",
+        "intervention",
+        f"with the rollout's experts forced, {left / total:.1%} of the mean |log ratio| is left: the routers read the same "
+        f"and disagree, from layer {routing['layers'][place]['layer']} on ({rates[place]:.2%} of its tokens)",
+        Fact("causes.evidence.legs[train/replay].mean_abs", left, INPUTS_AGREE * total),
+        Fact(f"routing.layers[{place}].set_agreement", 1.0 - rates[place]),
     )
 
 

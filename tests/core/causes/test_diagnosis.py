@@ -147,7 +147,8 @@ def test_without_a_floor_nothing_is_said_to_be_above_it():
 def test_routing_is_named_only_where_replay_takes_the_drift_away():
     far = draw(replace(NOISE, noise=0.6))
     quiet = {"train/repeat": far.train + 1e-3, "train/reference": far.train + 1e-3}
-    explained = readings(far, legs={**quiet, "train/replay": far.rollout + 1e-3})
+    rest = np.random.default_rng(2).normal(0.0, 0.15, far.rollout.size)
+    explained = readings(far, legs={**quiet, "train/replay": far.rollout + rest})
     assert [item.cause for item in diagnosed(explained).causes] == ["moe-routing"]
     partly = readings(far, legs={**quiet, "train/replay": 0.5 * (far.rollout + far.train)})
     assert diagnosed(partly).causes == ()
@@ -156,6 +157,20 @@ def test_routing_is_named_only_where_replay_takes_the_drift_away():
     ]
     assert [item.cause for item in diagnosed(explained, routing={"layers": layers}).causes] == [
         "noisy-router"
+    ]
+
+
+def test_routers_that_disagree_where_nothing_else_does_are_named():
+    far = draw(replace(NOISE, noise=0.6))
+    legs = {"train/repeat": far.train, "train/reference": far.train, "train/replay": far.rollout + 1e-4}
+    rates = (0.9999, 0.998, 0.997, 0.996)
+    layers = [{"layer": 2 * i, "set_agreement": {"value": value}} for i, value in enumerate(rates)]
+    (cause,) = diagnosed(readings(far, legs=legs), routing={"layers": layers}).causes
+    assert cause.cause == "noisy-router" and "from layer 2 on" in cause.because
+    # Agreement of all routers leaves nothing to blame them for, and a rest that moves too is rounding.
+    same = [{**layer, "set_agreement": {"value": 1.0}} for layer in layers]
+    assert [c.cause for c in diagnosed(readings(far, legs=legs), routing={"layers": same}).causes] == [
+        "moe-routing"
     ]
 
 
