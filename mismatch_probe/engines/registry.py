@@ -30,8 +30,10 @@ class EngineEntry:
 
 
 def _load_own() -> None:
+    import mismatch_probe.engines.server.openai_engine
+    import mismatch_probe.engines.server.vllm_server_engine
     import mismatch_probe.engines.transformers_engine
-    import mismatch_probe.engines.vllm_engine  # noqa: F401  (both register themselves)
+    import mismatch_probe.engines.vllm_engine  # noqa: F401  (all register themselves)
 
 
 engines: Registry[EngineEntry] = Registry("rollout engine", "mismatch_probe.engines", _load_own)
