@@ -15,7 +15,17 @@ import typer
 
 from mismatch_probe import __version__
 from mismatch_probe.errors import EXIT_ERROR, MismatchProbeError
-from mismatch_probe_cli.commands import ablate, audit, catalogues, doctor, export, simulate, stages, tune
+from mismatch_probe_cli.commands import (
+    ablate,
+    audit,
+    catalogues,
+    doctor,
+    export,
+    locate,
+    simulate,
+    stages,
+    tune,
+)
 
 app = typer.Typer(
     name="mismatch-probe",
@@ -51,6 +61,7 @@ app.command("measure")(stages.measure)
 app.command("simulate")(simulate.simulate)
 app.command("tune")(tune.tune)
 app.command("ablate")(ablate.ablate)
+app.command("locate")(locate.locate)
 app.command("report")(stages.report)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)

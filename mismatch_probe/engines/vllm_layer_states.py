@@ -28,13 +28,14 @@ class LayerStateProbe:
 
     model_runner: Any
     _states: dict[str, list[Any]] | None = None
+    _hooked = False
 
     def probe_hook_layers(self) -> int:
         """Hooks every site once; the number of decoder layers, 0 where there are none of a known kind."""
-        self._states = None
         root, layers = _decoder(self.model_runner.model)
-        if root is None:
-            return 0
+        if root is None or self._hooked:
+            return len(layers)
+        self._hooked = True
         for index, layer in enumerate(layers):
             self._hook(layer, key(index, STREAM, ""), stream=True)
             modules = dict(layer.named_modules())

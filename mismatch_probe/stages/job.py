@@ -121,3 +121,43 @@ class RefitJob(_Job):
     save: Path | None = None
     load: Path | None = None
     compare: Path | None = None
+
+
+class FedSequence(_Job):
+    """A sequence whose hidden states are read.
+
+    Attributes:
+        sequence_id: Of the run.
+        prompt_token_ids: The prompt.
+        response_token_ids: The response, or its beginning.
+    """
+
+    sequence_id: int
+    prompt_token_ids: tuple[int, ...]
+    response_token_ids: tuple[int, ...]
+
+
+class LayerStatesJob(_Job):
+    """Hidden states of one side, written for each sequence.
+
+    Attributes:
+        side: "rollout" writes its states into `states`; "train" reads them there and writes what it makes of them.
+        name: Registry name of the engine or scorer.
+        spec: Fields of `EngineSpec` or `ScorerSpec`.
+        sampling: Which distribution the log-probabilities describe.
+        sequences: What to feed.
+        states: Folder of the rollout engine's states.
+        out: Folder of the training side's, None for the rollout engine.
+    """
+
+    kind: Literal["layer_states"] = "layer_states"
+    side: Literal["rollout", "train"]
+    name: str
+    spec: dict[str, Any]
+    sampling: SamplingConfig
+    sequences: tuple[FedSequence, ...]
+    states: Path
+    out: Path | None = None
+
+
+Job = RolloutJob | ScoreJob | RefitJob | LayerStatesJob

@@ -13,7 +13,7 @@ from typing import Any
 
 from mismatch_probe import errors
 from mismatch_probe.errors import EngineCrashError, MismatchProbeError
-from mismatch_probe.stages.job import RefitJob, RolloutJob, ScoreJob
+from mismatch_probe.stages.job import Job
 
 _GRACE_S = 20
 _KINDS: dict[str, type[MismatchProbeError]] = {
@@ -24,7 +24,7 @@ _KINDS: dict[str, type[MismatchProbeError]] = {
 
 
 def run_worker(
-    job: RolloutJob | ScoreJob | RefitJob,
+    job: Job,
     log: Path,
     on_event: Callable[[dict[str, Any]], None],
     environment: Mapping[str, str] | None = None,

@@ -6,11 +6,9 @@ and stderr (a log file); events go as JSON lines to their own descriptor, so no 
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -19,9 +17,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mismatch_probe.errors import MismatchProbeError
-from mismatch_probe.stages.job import RefitJob, RolloutJob, ScoreJob
-
-_PR_SET_PDEATHSIG = 1
+from mismatch_probe.process_lifetime import die_with_parent
+from mismatch_probe.stages.job import Job, LayerStatesJob, RefitJob, RolloutJob
 
 
 class EventWriter:
@@ -45,12 +42,10 @@ def main(arguments: list[str]) -> int:
     Returns:
         0, or 1 after an "error" event.
     """
-    _die_with_parent()
+    die_with_parent()
     events = EventWriter(int(arguments[1]))
     try:
-        job: RolloutJob | ScoreJob | RefitJob = TypeAdapter(RolloutJob | ScoreJob | RefitJob).validate_json(
-            Path(arguments[0]).read_text("utf-8")
-        )
+        job: Job = TypeAdapter(Job).validate_json(Path(arguments[0]).read_text("utf-8"))
         if isinstance(job, RolloutJob):
             from mismatch_probe.stages.rollout_work import run_rollout_job
 
@@ -59,6 +54,10 @@ def main(arguments: list[str]) -> int:
             from mismatch_probe.stages.refit_work import run_refit_job
 
             facts = dataclasses.asdict(run_refit_job(job, events))
+        elif isinstance(job, LayerStatesJob):
+            from mismatch_probe.stages.layer_work import run_layer_states_job
+
+            facts = dataclasses.asdict(run_layer_states_job(job, events))
         else:
             from mismatch_probe.stages.score_work import run_score_job
 
@@ -77,12 +76,6 @@ def main(arguments: list[str]) -> int:
         )
         return 1
     return 0
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to end this process when the parent dies, so that a killed audit leaves no engine behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

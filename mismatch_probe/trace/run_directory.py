@@ -19,7 +19,7 @@ _LOCK = ".lock"
 _OURS = (
     ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "figures", "export", "logs", "ablation", "tuning",
     _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json",
-    "cells", "matrix.json", "matrix.html", "matrix.png",
+    "location", "location.json", "cells", "matrix.json", "matrix.html", "matrix.png",
 )  # fmt: skip
 
 
