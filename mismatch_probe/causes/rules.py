@@ -34,6 +34,7 @@ KNOB_CAUSES = {
     "train-float32-head": "bf16-head",
     "train-eager": "attention-backend",
     "train-sdpa": "attention-backend",
+    "train-float32-router": "noisy-router",
     "train-batch-1": "batch-variance",
     "rollout-batch-1": "batch-variance",
     "rollout-batch-invariant": "batch-variance",
