@@ -60,6 +60,8 @@ class ScoringForward:
         num_moe_layers: How many routers there are.
         top_k: Experts per token.
         packing: Whether the sequences of a batch follow each other in one line.
+        top_p: Truncation of the model's own distribution; 1 reads the whole.
+        keep_k: Likewise: the largest so many are kept before `top_p`; below 1 all are.
 
     Notes:
         The log-probability is `log_softmax(logits.float() / temperature)`.
@@ -73,6 +75,8 @@ class ScoringForward:
     num_moe_layers: int = 0
     top_k: int = 0
     packing: bool = False
+    top_p: float = 1.0
+    keep_k: int = -1
 
     def score(
         self,
@@ -177,7 +181,8 @@ class ScoringForward:
         logprobs, entropy = [], []
         for start in range(0, count, block):
             log_p = torch.log_softmax(logits[start : start + block].float() / temperature, dim=-1)
-            logprobs.append(log_p.gather(-1, targets[start : start + block, None])[:, 0])
+            read = log_p.gather(-1, targets[start : start + block, None])[:, 0]
+            logprobs.append(read - self._log_kept(log_p, read))
             entropy.append(torch.special.entr(log_p.exp()).sum(-1))
         return ScoredSequence(
             sequence_id=request.sequence_id,
@@ -185,6 +190,23 @@ class ScoringForward:
             entropy=torch.cat(entropy).cpu().numpy() if count else np.zeros(0, np.float32),
             routing=None,
         )
+
+    def _log_kept(self, log_p: torch.Tensor, read: torch.Tensor) -> torch.Tensor | float:
+        """Log mass of what truncation keeps of each row, the token that was read always among it; 0 without truncation."""
+        if self.top_p >= 1 and self.keep_k < 1:
+            return 0.0
+        import torch
+
+        ranked = log_p.sort(dim=-1, descending=True).values
+        probability = ranked.exp()
+        if self.keep_k > 0:
+            probability[:, self.keep_k :] = 0
+        # top_p counts within what top_k left. A token stays while those before it have not reached top_p.
+        share = probability / probability.sum(dim=-1, keepdim=True)
+        probability = torch.where(share.cumsum(-1) - share < self.top_p, probability, 0)
+        last = (probability > 0).sum(dim=-1, keepdim=True) - 1
+        outside = read < ranked.gather(-1, last)[:, 0]
+        return (probability.sum(-1) + torch.where(outside, read.exp(), 0)).log()
 
     def _forced_rows(
         self, batch: Sequence[ScoreRequest], places: Sequence[tuple[int, int]], shape: tuple[int, int]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from mismatch_probe.registry import Registry
 from mismatch_probe.scorers.protocol import Scorer, ScorerCapabilities, ScorerSpec
+
+Check = Callable[[Path, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,27 +20,34 @@ class ScorerEntry:
     Attributes:
         make: Loads the scorer; heavy imports happen in here.
         capabilities: Cheap; imports nothing heavy.
+        check: Raises ConfigError where a checkpoint folder cannot be scored under given options; cheap, loads nothing.
     """
 
     make: Callable[[ScorerSpec], Scorer]
     capabilities: Callable[[], ScorerCapabilities]
+    check: Check | None = None
 
 
 def _load_own() -> None:
     import mismatch_probe.scorers.engine_scorer
-    import mismatch_probe.scorers.transformers_scorer  # noqa: F401  (both register themselves)
+    import mismatch_probe.scorers.sharded_scorer
+    import mismatch_probe.scorers.transformers_scorer  # noqa: F401  (all register themselves)
 
 
 scorers: Registry[ScorerEntry] = Registry("scorer", "mismatch_probe.scorers", _load_own)
 
 
 def register_scorer(
-    name: str, *, summary: str, capabilities: Callable[[], ScorerCapabilities]
+    name: str,
+    *,
+    summary: str,
+    capabilities: Callable[[], ScorerCapabilities],
+    check: Check | None = None,
 ) -> Callable[[Callable[[ScorerSpec], Scorer]], Callable[[ScorerSpec], Scorer]]:
     """Decorates a scorer's factory so that `--train NAME` finds it."""
 
     def register(make: Callable[[ScorerSpec], Scorer]) -> Callable[[ScorerSpec], Scorer]:
-        scorers.add(name, ScorerEntry(make, capabilities), summary)
+        scorers.add(name, ScorerEntry(make, capabilities, check), summary)
         return make
 
     return register

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,11 @@ class TransformersOptions(ReplayOptions):
         float32_router: Whether routers multiply and choose in float32; gate weights are handed on in the weight dtype.
         packing: Whether the sequences of a forward follow each other in one row without padding, as trainers pack them;
             positions restart at every sequence, from which transformers makes the mask that keeps them apart.
+        autocast: Whether weights stay in float32 and the forward runs under `torch.autocast` to the configured dtype;
+            norms and residuals are then wider than with weights of that dtype.
+        top_p: Truncation of this side's own distribution, renormalised over what it keeps and the sampled token; 1 reads
+            the whole distribution.
+        top_k: Likewise, applied before `top_p` as samplers do; -1 keeps all.
     """
 
     batch_size: int = Field(8, ge=1)
@@ -56,6 +62,9 @@ class TransformersOptions(ReplayOptions):
     float32_head: bool = False
     float32_router: bool = False
     packing: bool = False
+    autocast: bool = False
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
 
 
 class TransformersScorer:
@@ -66,8 +75,11 @@ class TransformersScorer:
         in float32. That is what TRL and verl do; a head in float32 is another training side.
     """
 
+    name: ClassVar[str] = "transformers"
+    options_kind: ClassVar[type[TransformersOptions]] = TransformersOptions
+
     def __init__(self, spec: ScorerSpec) -> None:
-        self._options = read_options(TransformersOptions, spec.options, "train.options")
+        self._options = read_options(self.options_kind, spec.options, "train.options")
         torch, transformers = _import_transformers()
         device = self._options.device
         if device == "auto":
@@ -75,16 +87,22 @@ class TransformersScorer:
                 torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             )
             device = accelerator.type if accelerator is not None else "cpu"
+        if self._options.attention.startswith("flash_attention") and torch.device(device).type == "cpu":
+            raise EngineUnavailableError(
+                f"{self._options.attention} has no kernel for the CPU",
+                hint="set train.options.attention=sdpa",
+            )
         self._device = torch.device(device)
         self._spec = spec
         self._version = str(transformers.__version__)
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 spec.model_path,
-                dtype=getattr(torch, spec.dtype),
+                dtype=getattr(torch, self._weights_dtype()),
                 attn_implementation=self._options.attention,
                 trust_remote_code=spec.trust_remote_code,
                 local_files_only=True,
+                **self._load_options(),
             )
         except (ImportError, ValueError, OSError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -92,13 +110,14 @@ class TransformersScorer:
                 f"transformers cannot load {spec.model_path.name}: {first_line}",
                 hint="check the checkpoint and train.options.*; the whole message is in the log",
             ) from error
-        self._model = model.to(self._device).eval()
+        self._model = model.eval()
         if self._options.float32_head:
-            _widen_head(self._model)
+            _widen_head(self._model, self._device)
         if self._options.float32_router:
             widen_routers(self._model)
         if self._options.packing:
             _require_attention_layers(self._model)
+        self._place(self._model)
         self._hooks: RouterHooks | None = None
         if spec.num_moe_layers:
             self._hooks = hook_routers(self._model, num_moe_layers=spec.num_moe_layers)
@@ -111,6 +130,8 @@ class TransformersScorer:
             num_moe_layers=spec.num_moe_layers,
             top_k=spec.top_k,
             packing=self._options.packing,
+            top_p=self._options.top_p,
+            keep_k=self._options.top_k,
         )
 
     @property
@@ -123,12 +144,32 @@ class TransformersScorer:
         """Its hooked routers; None of a dense model."""
         return self._hooks
 
+    @property
+    def scoring(self) -> ScoringForward:
+        """The forward, for who splits batches between processes."""
+        return self._scoring
+
+    def batch_size(self, batching: str) -> int:
+        """Sequences of one forward of a batching."""
+        return self._options.batch_size if batching == "forward" else self._options.repeat_batch_size
+
+    def _weights_dtype(self) -> str:
+        return "float32" if self._options.autocast else self._spec.dtype
+
+    def _load_options(self) -> dict[str, Any]:
+        """More keywords of `from_pretrained`."""
+        return {}
+
+    def _place(self, model: Any) -> None:
+        """Puts the loaded model where it computes."""
+        model.to(self._device)
+
     def facts(self) -> ScorerFacts:
         """What was loaded."""
         import torch
 
         return ScorerFacts(
-            scorer="transformers",
+            scorer=self.name,
             version=self._version,
             dtype=self._spec.dtype,
             device=str(self._device),
@@ -137,6 +178,7 @@ class TransformersScorer:
             details={
                 "experts": getattr(self._model.config, "_experts_implementation", None),
                 "torch": torch.__version__,
+                "weights_dtype": self._weights_dtype(),
                 "num_threads": torch.get_num_threads(),
             },
         )
@@ -151,10 +193,9 @@ class TransformersScorer:
         progress: ProgressCallback,
     ) -> list[ScoredSequence]:
         """See `Scorer.score`."""
-        size = self._options.batch_size if batching == "forward" else self._options.repeat_batch_size
         return self._scoring.score(
             requests,
-            batch_size=size,
+            batch_size=self.batch_size(batching),
             temperature=temperature,
             capture_routing=capture_routing,
             progress=progress,
@@ -192,9 +233,20 @@ class TransformersScorer:
             if self._options.packing
             else {"attention_mask": (positions >= 0).long()}
         )
-        output = self._model(input_ids=ids, use_cache=False, return_dict=True, **given)
+        with self._precision():
+            output = self._model(input_ids=ids, use_cache=False, return_dict=True, **given)
         logits: torch.Tensor = output.logits
         return logits
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self._options.autocast or self._spec.dtype == "float32":
+            return nullcontext()
+        import torch
+
+        context: AbstractContextManager[Any] = torch.autocast(
+            self._device.type, dtype=getattr(torch, self._spec.dtype)
+        )
+        return context
 
 
 def transformers_capabilities() -> ScorerCapabilities:
@@ -227,14 +279,16 @@ def _require_attention_layers(model: Any) -> None:
         )
 
 
-def _widen_head(model: Any) -> None:
+def _widen_head(model: Any, device: torch.device) -> None:
     """Makes the LM head compute in float32; a copy, so that tied embeddings stay what they are."""
     import copy
+
+    import torch
 
     head = model.get_output_embeddings()
     if head is None:
         raise ConfigError("the model names no LM head", hint="leave out train.options.float32_head")
-    wide = copy.deepcopy(head).float()
+    wide = copy.deepcopy(head).to(device=device, dtype=torch.float32)
     head.forward = lambda hidden: wide(hidden.float())
 
 
