@@ -32,8 +32,8 @@ class Audited:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     """The embedded model through both engines, every leg, two parts on disk."""
     path = tmp_path_factory.mktemp("runs") / "embedded"
-    legs = ["rollout/decode", "rollout/prefill", "rollout/forced", "train/forward", "train/replay", "train/reference",
-            "train/repeat"]  # fmt: skip
+    legs = ["rollout/decode", "rollout/prefill", "rollout/forced", "rollout/refit", "train/forward", "train/replay",
+            "train/reference", "train/repeat"]  # fmt: skip
     finished = run_cli(
         "audit", "--out", str(path), "--num-prompts", "32", "--set", f"legs={json.dumps(legs)}",
     )  # fmt: skip

@@ -63,6 +63,46 @@ def test_forced_decode_is_bit_equal_to_the_sampled_run(trace):
     assert np.array_equal(trace.logprobs("rollout/forced"), trace.logprobs("rollout/decode"))
 
 
+def check_weight_sync(result):
+    """The finding has to agree with the log-probabilities, whatever this version of vLLM does."""
+    sync = result["weight_sync"]
+    assert sync["available"], sync
+    assert sync["weights"]["unread"] == [] and sync["weights"]["compared"] > 10
+    moved = sync["num_not_finite"] > 0 or sync["change"]["max_abs"] > 0
+    found = [item for item in result["findings"] if item["code"] == "MP601"]
+    assert sync["exact"] == (not moved and not sync["modules"])
+    assert len(found) == (not sync["exact"])
+    for item in found:
+        assert item["severity"] == "error" and sync["modules"], (
+            "log-probabilities moved but no module was named"
+        )
+        assert result["exit_code"] == 1 and "loading the same weights" in result["verdict_sentence"]
+    return sync
+
+
+def test_a_reload_of_the_same_weights_is_judged_beside_the_drift(embedded):
+    result = embedded.result
+    sync = check_weight_sync(result)
+    assert sync["num_sequences"] == 32 and sync["path"] == "decode"
+    assert result["legs"]["steps"][-1]["to"] == "rollout/refit"
+    # It is read last, on its own sample: no other leg knows of it.
+    assert step(result, "rollout/decode", "rollout/forced")["exact"] is True
+    assert result["causes"]["diagnosis"]["status"] == "nothing_to_explain"
+
+
+def test_a_dense_model_survives_a_reload_bit_for_bit(dense_model, tmp_path):
+    prompts, out = tmp_path / "p.txt", tmp_path / "run"
+    prompts.write_text("".join(f"{i}+{i + 3}=\n" for i in range(4)))
+    legs = '["rollout/decode", "rollout/refit", "train/forward"]'
+    finished = run_cli(
+        "audit", str(dense_model), "--prompts", str(prompts), "--out", str(out), "--max-tokens", "40",
+        "--set", f"legs={legs}",
+    )  # fmt: skip
+    assert finished.status in (0, 1, 3), finished.stderr
+    sync = check_weight_sync(json.loads((out / "result.json").read_text()))
+    assert sync["exact"], sync
+
+
 def test_decode_and_prefill_describe_the_same_distribution(embedded):
     assert step(embedded.result, "rollout/decode", "rollout/prefill")["mean_abs"]["value"] < 1e-3
 
@@ -154,7 +194,9 @@ def test_a_bar_can_be_set_so_that_the_verdict_changes(embedded, tmp_path):
         "--set",
         "bars.decode_prefill_over_floor=1e9",
     )
-    assert loose.status == 0
+    # What a reload does to the engine is no matter of bars.
+    assert loose.status == (0 if embedded.result["weight_sync"]["exact"] else 1)
+    assert "MP201" not in loose.stdout and "MP204" not in loose.stdout
     short = run_cli("measure", str(copy), "--set", "bars.min_tokens=1000000")
     assert short.status == 3
 

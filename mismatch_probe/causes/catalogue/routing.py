@@ -26,9 +26,9 @@ ROUTING = (
         "noisy-router", "MP671", "routing", "a router at low precision",
         "One layer's routers disagree far more often than its neighbours', on inputs that agree; replay removes the "
         "drift.",
-        "Agreement by layer against the other layers of the run, together with the share that replay explains. "
-        "Noise that is as "
-        "small as BF16 rounding is not told from it.",
+        "Agreement by layer against the other layers of the run, together with the share that replay explains; or, where "
+        "both sides agree but for their routers, that nothing is left with the rollout's experts forced. Between two BF16 "
+        "forwards, router noise as small as BF16 rounding is not told from it.",
         "float32 routers on both sides (knob fp32 router); per-layer replay.",
         "Reports of bfloat16 routers name it as a cause; no isolated number was found.",
         ("router dtype options of prime-rl, AReaL, SkyRL, NeMo-RL",),
