@@ -241,7 +241,11 @@ def transformers_engine_capabilities() -> EngineCapabilities:
         prefill_scoring=True,
         forced_decode=True,
         routing=able.routing,
-        reason={"prefill_parameters": _PREFILL_REASON, "weight_reload": _RELOAD_REASON},
+        reason={
+            "prefill_parameters": _PREFILL_REASON,
+            "weight_reload": _RELOAD_REASON,
+            "hidden_states": "the scorer transformers gives them",
+        },
         prefill_parameters=frozenset({"temperature"}),
     )
 

@@ -306,10 +306,15 @@ def vllm_capabilities() -> EngineCapabilities:
 
     if importlib.util.find_spec("vllm") is None:
         reason = "vLLM is not installed"
-        names = ("sampling", "prefill_scoring", "forced_decode", "routing", "weight_reload")
+        names = ("sampling", "prefill_scoring", "forced_decode", "routing", "weight_reload", "hidden_states")
         return EngineCapabilities(False, False, False, False, dict.fromkeys(names, reason))
     return EngineCapabilities(
-        sampling=True, prefill_scoring=True, forced_decode=True, routing=True, weight_reload=True
+        sampling=True,
+        prefill_scoring=True,
+        forced_decode=True,
+        routing=True,
+        weight_reload=True,
+        hidden_states=True,
     )
 
 

@@ -122,11 +122,11 @@ def missing_for_routing(pair: Pair) -> MissingCapability | None:
     """Which side cannot return the experts it used, or None."""
     if not pair.engine_able.routing:
         return MissingCapability(
-            pair.engine, "routing", "routing", pair.engine_able.reason.get("routing", "")
+            pair.engine, "routing", "capture of routes", pair.engine_able.reason.get("routing", "")
         )
     if not pair.scorer_able.routing:
         return MissingCapability(
-            pair.scorer, "routing", "routing", pair.scorer_able.reason.get("routing", "")
+            pair.scorer, "routing", "capture of routes", pair.scorer_able.reason.get("routing", "")
         )
     return None
 

@@ -10,7 +10,7 @@ from mismatch_probe.assets.model_facts import ModelFacts, read_model_facts
 from mismatch_probe.config.model import ROLLOUT_LEGS, ROUTED_LEGS, Leg, ProbeConfig
 from mismatch_probe.engines.registry import engines
 from mismatch_probe.errors import ConfigError, EngineUnavailableError
-from mismatch_probe.preflight.capabilities import Pair, settle
+from mismatch_probe.preflight.capabilities import Pair, Settled, settle
 from mismatch_probe.preflight.environment import check_environment
 from mismatch_probe.preflight.pair import check_pair
 from mismatch_probe.prompts.prompt_set import PromptSet, check_lengths, load_prompts
@@ -77,25 +77,17 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
         ConfigError: A model, prompt set or option that cannot be used.
         EngineUnavailableError: A package is missing or broken.
     """
-    entry, scorer = engines.get(config.rollout.engine), scorers.get(config.train.scorer)
-    able, scorer_able = entry.item.able(config.rollout.options), scorer.item.capabilities()
-    _need(able.sampling, able.reason.get("sampling"), entry.name)
-    _need(scorer_able.scoring, scorer_able.reason.get("scoring"), scorer.name)
+    pair = declared_pair(config)
     check_environment()
     rollout_model = _resolve(config.rollout_model, config.layers, watcher)
     same = config.train_model == config.rollout_model
     train_model = rollout_model if same else _resolve(config.train_model, None, watcher)
     facts = read_model_facts(rollout_model.path)
     check_pair(rollout_model.path, train_model.path)
-    routing, legs = _routing(config, facts, rollout_model.name)
-    settled = settle(
-        Pair(entry.name, able, scorer.name, scorer_able),
-        legs,
-        config.sampling,
-        routing=routing,
-        legs_asked="legs" in config.model_fields_set,
-        routing_asked=config.routing is True,
-    )
+    check = scorers.get(config.train.scorer).item.check
+    if check is not None:
+        check(train_model.path, config.train.options)
+    settled = settle_pair(config, pair, facts, rollout_model.name)
     for missing in settled.left_out:
         watcher.message(f"left out: {missing}")
     prompts = load_prompts(config.prompts, rollout_model, facts, seed=config.sampling.seed)
@@ -115,6 +107,43 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
         max_model_len=needed,
         prompts_per_part=prompts_per_part,
         num_parts=math.ceil(len(prompts.prompts) / prompts_per_part),
+    )
+
+
+def declared_pair(config: ProbeConfig) -> Pair:
+    """Both sides by name, with what they declare for their options; nothing is started.
+
+    Raises:
+        ConfigError: A name is unknown.
+        EngineUnavailableError: A package is missing.
+    """
+    entry, scorer = engines.get(config.rollout.engine), scorers.get(config.train.scorer)
+    able, scorer_able = entry.item.able(config.rollout.options), scorer.item.capabilities()
+    _need(able.sampling, able.reason.get("sampling"), entry.name)
+    _need(scorer_able.scoring, scorer_able.reason.get("scoring"), scorer.name)
+    return Pair(entry.name, able, scorer.name, scorer_able)
+
+
+def settle_pair(config: ProbeConfig, pair: Pair, facts: ModelFacts, model: str) -> Settled:
+    """Which legs a pair will take on a model, and whether routes are captured.
+
+    Args:
+        config: As asked for.
+        pair: What both sides declare.
+        facts: Of the rollout side's checkpoint.
+        model: Its name, for messages.
+
+    Raises:
+        ConfigError: Something was asked for that the pair or the model cannot give.
+    """
+    routing, legs = _routing(config, facts, model)
+    return settle(
+        pair,
+        legs,
+        config.sampling,
+        routing=routing,
+        legs_asked="legs" in config.model_fields_set,
+        routing_asked=config.routing is True,
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mismatch_probe.errors import ConfigError, EngineUnavailableError
+from mismatch_probe.process_lifetime import die_with_parent
 
 _HOST = "127.0.0.1"
 _GRACE_S = 20
-_PR_SET_PDEATHSIG = 1
 SERVED_NAME = "audited"
 _OWN_FLAGS = (
     "model", "served_model_name", "host", "port", "uds", "api_key", "worker_extension_cls", "logprobs_mode",
@@ -80,7 +78,7 @@ class VllmServerProcess:
             "VLLM_SERVER_DEV_MODE": "1",
         }
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter; options are arguments, not a shell line
-            command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=_die_with_parent
+            command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=die_with_parent
         )
 
     def ended(self) -> str | None:
@@ -148,9 +146,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to end the server when its parent dies, so that a killed audit leaves no server behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

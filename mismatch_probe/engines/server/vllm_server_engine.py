@@ -43,7 +43,7 @@ _NAMES = ("sampling", "prefill_scoring", "forced_decode", "routing", "weight_rel
 _FOREIGN = (
     "the server runs without the probe's worker extension; leave out rollout.options.url to have one started"
 )
-_RELOAD = "the engine vllm checks weight reload; a server takes the same path"
+_RELOAD = "not asked for over HTTP; audit the engine vllm for it"
 _GRAPHS = "captured graphs skip the hook on the routers; set rollout.options.enforce_eager=true"
 
 
@@ -281,7 +281,7 @@ def vllm_server_capabilities(options: Mapping[str, Any] | None = None) -> Engine
     hooked = bool(options.get("enforce_eager", not has_accelerator()))
     reason = {
         "weight_reload": _RELOAD,
-        "hidden_states": "the engine vllm reads them; a server takes the same path",
+        "hidden_states": "not asked for over HTTP; the engine vllm gives them",
     }
     return EngineCapabilities(
         sampling=True,
