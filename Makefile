@@ -9,6 +9,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm
 WORKERS ?= 2
 READY := $(VENV)/.ready-$(EXTRA)
 PARITY := $(VENV)/.ready-parity
+MEGATRON := $(VENV)/.ready-megatron
 
 .PHONY: help audit test check format install clean
 
@@ -18,7 +19,7 @@ help:  ## Show this help
 audit: $(READY)  ## Audit vLLM against transformers on the embedded model, into runs/embedded
 	@$(BIN)/mismatch-probe audit --out runs/embedded --force; status=$$?; test $$status -le 1 || exit $$status
 
-test: $(READY) $(PARITY) check  ## Run all checks and tests
+test: $(READY) $(PARITY) $(MEGATRON) check  ## Run all checks and tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: $(READY)  ## Formatting, lint, types, architecture
@@ -54,4 +55,10 @@ $(READY): pyproject.toml requirements/excludes.txt
 $(PARITY): requirements/parity.txt $(READY)
 	@UV_FIND_LINKS="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-}}" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet \
 		--no-deps --requirement requirements/parity.txt
+	@touch $@
+
+# megatron-core alone, 11 MB: tests of the megatron scorer run its GPT forward, on a CPU without Transformer Engine.
+$(MEGATRON): requirements/megatron.txt $(READY)
+	@UV_FIND_LINKS="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-}}" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet \
+		--no-deps --requirement requirements/megatron.txt
 	@touch $@

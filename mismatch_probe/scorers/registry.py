@@ -30,6 +30,7 @@ class ScorerEntry:
 
 def _load_own() -> None:
     import mismatch_probe.scorers.engine_scorer
+    import mismatch_probe.scorers.megatron_scorer
     import mismatch_probe.scorers.sharded_scorer
     import mismatch_probe.scorers.transformers_scorer  # noqa: F401  (all register themselves)
 

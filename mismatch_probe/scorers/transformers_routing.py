@@ -222,7 +222,7 @@ def _wrapped_forward(hooks: RouterHooks, layer: int, router: Any, rule: RouterRu
         logits, weights, ids = original(*args, **kwargs)
         if hooks.forced is not None:
             wanted = hooks.forced[:, layer]
-            replayed = _is_route(wanted, logits.shape[-1])
+            replayed = is_route(wanted, logits.shape[-1])
             wanted = torch.where(replayed, wanted, 0)
             # Descending own score, as the model's own top-k has it: where both sides chose the same set, the
             # arithmetic is then the same to the last bit and the step to `train/replay` is exactly 0.
@@ -240,21 +240,21 @@ def _wrapped_forward(hooks: RouterHooks, layer: int, router: Any, rule: RouterRu
             hooks.captured[layer] = (
                 ids.detach().to(device="cpu", dtype=torch.int16),
                 weights.detach().to(device="cpu", dtype=torch.float32),
-                _margin(rule.choice(router, logits.detach()), ids.shape[-1]).cpu(),
+                top_margin(rule.choice(router, logits.detach()), ids.shape[-1]).cpu(),
             )
         return logits, weights, ids
 
     return forward
 
 
-def _is_route(ids: torch.Tensor, num_experts: int) -> torch.Tensor:
+def is_route(ids: torch.Tensor, num_experts: int) -> torch.Tensor:
     """Whether each row [rows, top_k] names top_k different experts, bool [rows, 1]; others are left to the router."""
     ranked = ids.sort(dim=-1).values
     distinct = (ranked[:, 1:] != ranked[:, :-1]).all(dim=-1, keepdim=True)
     return distinct & (ranked[:, :1] >= 0) & (ranked[:, -1:] < num_experts)
 
 
-def _margin(choice: torch.Tensor, top_k: int) -> torch.Tensor:
+def top_margin(choice: torch.Tensor, top_k: int) -> torch.Tensor:
     """Score top_k minus score top_k + 1 of each row, float32 [rows]; infinite where there are no more experts."""
     import torch
 
