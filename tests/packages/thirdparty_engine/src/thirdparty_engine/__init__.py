@@ -1,0 +1,1 @@
+"""A rollout engine in a package of its own."""
