@@ -19,6 +19,7 @@ from mismatch_probe_reports.reading import (
 from mismatch_probe_reports.sections.ablation import build_ablation
 from mismatch_probe_reports.sections.causes import build_causes
 from mismatch_probe_reports.sections.legs import build_legs
+from mismatch_probe_reports.sections.location import build_location
 from mismatch_probe_reports.sections.recommendation import build_recommendation
 from mismatch_probe_reports.sections.reference import build_glossary, build_reference
 from mismatch_probe_reports.sections.routing import build_routing
@@ -156,6 +157,7 @@ def build_report(result: Json) -> Report:
             build_routing(result),
             build_causes(result),
             build_ablation(result),
+            build_location(result),
             build_recommendation(result),
             build_reference(result),
             build_glossary(),

@@ -7,6 +7,7 @@ from typing import Protocol
 from mismatch_probe_reports.figures import (
     ablation,
     ecdf,
+    location,
     log_weight_length,
     routing,
     routing_flips,
@@ -33,6 +34,7 @@ SOURCES: tuple[Source, ...] = (
     waterfall,
     token_probability,
     ecdf,
+    location,
     log_weight_length,
     weights,
     weight_curves.SEQUENCES,
@@ -42,6 +44,7 @@ SOURCES: tuple[Source, ...] = (
     routing,
     routing_flips,
     ablation,
+    location,
 )
 
 
