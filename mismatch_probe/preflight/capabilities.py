@@ -115,6 +115,9 @@ def missing_for_leg(pair: Pair, leg: Leg, sampling: SamplingConfig) -> MissingCa
         if not getattr(pair.scorer_able, capability):
             reason = pair.scorer_able.reason.get(capability, "")
             return MissingCapability(pair.scorer, capability, leg, reason)
+    if sampling.temperature != 1 and not pair.scorer_able.temperature:
+        reason = pair.scorer_able.reason.get("temperature", "")
+        return MissingCapability(pair.scorer, "scoring under temperature", leg, reason)
     return None
 
 

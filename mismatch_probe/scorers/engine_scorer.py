@@ -6,7 +6,7 @@ training side like any other, so everything that is measured of a trainer is mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from mismatch_probe.scorers.protocol import (
 )
 from mismatch_probe.scorers.registry import register_scorer
 
-_NO_ROUTES = "a rollout engine returns the experts of what it samples, not of what it scores"
+_NO_ROUTES = "a rollout engine returns experts of what it samples, not of what it scores"
 
 
 class EngineScorerOptions(BaseModel):
@@ -60,22 +60,19 @@ class EngineScorer:
     """
 
     def __init__(self, spec: ScorerSpec, name: str) -> None:
-        self._options = read_options(
-            EngineScorerOptions, spec.options, "train.options", more=", and the engine's own options"
-        )
+        self._options = _read(spec.options)
         if spec.max_sequence_len is None:
             raise ConfigError(
                 "a rollout engine has to know the longest sequence before it starts",
                 hint="give max_sequence_len",
             )
-        entry = engines.get(self._options.engine)
-        able = entry.item.able(self._options.model_extra or {})
-        needed = "prefill_scoring" if self._options.reading == "prefill" else "forced_decode"
-        if not getattr(able, needed):
+        able = _reading_capabilities(self._options)
+        if not able.scoring:
             raise ConfigError(
-                f"{entry.name} cannot read finished ids by {self._options.reading}: {able.reason.get(needed, '')}",
-                hint="set train.options.reading to the other of prefill and forced",
+                f"{self._options.engine} cannot read finished ids as asked: {able.reason['scoring']}",
+                hint="set train.options.reading to the other of prefill and forced, or take another engine",
             )
+        entry = engines.get(self._options.engine)
         self._name = name
         self._engine = entry.item.make(
             EngineSpec(
@@ -146,25 +143,46 @@ class EngineScorer:
         self._engine.close()
 
 
-def _vllm_capabilities() -> ScorerCapabilities:
-    able = engines.get("vllm").item.capabilities()
-    scoring = able.prefill_scoring or able.forced_decode
-    reason = {"routing": _NO_ROUTES, "replay": _NO_ROUTES}
-    if not scoring:
-        reason["scoring"] = next(iter(able.reason.values()), "vLLM is not available")
-    return ScorerCapabilities(scoring=scoring, routing=False, replay=False, reason=reason)
-
-
-def _any_capabilities() -> ScorerCapabilities:
-    return ScorerCapabilities(
-        scoring=True, routing=False, replay=False, reason={"routing": _NO_ROUTES, "replay": _NO_ROUTES}
+def _reading_capabilities(options: EngineScorerOptions) -> ScorerCapabilities:
+    """What a rollout engine can give as a scorer, by what it declares and how it is asked to read."""
+    able = engines.get(options.engine).item.able(options.model_extra or {})
+    needed = "prefill_scoring" if options.reading == "prefill" else "forced_decode"
+    follows = able.prefill_parameters if options.reading == "prefill" else able.sampling_parameters
+    limit = able.reason.get(
+        "prefill_parameters" if options.reading == "prefill" else "sampling_parameters", ""
     )
+    reason = dict.fromkeys(("routing", "replay", "hidden_states"), _NO_ROUTES) | {"temperature": limit}
+    scoring = bool(getattr(able, needed))
+    if not scoring:
+        reason["scoring"] = able.reason.get(needed, f"{options.engine} does not declare {needed}")
+    for parameter, used in (("top_p", options.top_p < 1), ("top_k", options.top_k > 0)):
+        if scoring and used and parameter not in follows:
+            scoring, reason["scoring"] = False, f"{options.engine} does not read under {parameter}: {limit}"
+    return ScorerCapabilities(
+        scoring=scoring, routing=False, replay=False, reason=reason, temperature="temperature" in follows
+    )
+
+
+def _vllm_capabilities(options: Mapping[str, Any] | None = None) -> ScorerCapabilities:
+    return _any_capabilities({**(options or {}), "engine": "vllm"})
+
+
+def _any_capabilities(options: Mapping[str, Any] | None = None) -> ScorerCapabilities:
+    if not options or "engine" not in options:
+        reason = {**dict.fromkeys(("routing", "replay", "hidden_states"), _NO_ROUTES)}
+        return ScorerCapabilities(scoring=True, routing=False, replay=False, reason=reason)
+    return _reading_capabilities(_read(options))
+
+
+def _read(options: Mapping[str, Any]) -> EngineScorerOptions:
+    return read_options(EngineScorerOptions, options, "train.options", more=", and the engine's own options")
 
 
 @register_scorer(
     "vllm",
     summary="vLLM reading finished ids, by prefill or by forced decode",
     capabilities=_vllm_capabilities,
+    capabilities_with=_vllm_capabilities,
 )
 def make_vllm_scorer(spec: ScorerSpec) -> EngineScorer:
     """Starts vLLM as a scorer."""
@@ -173,7 +191,7 @@ def make_vllm_scorer(spec: ScorerSpec) -> EngineScorer:
 
 register_scorer(
     "rollout-engine", summary="any rollout engine reading finished ids; train.options.engine names it",
-    capabilities=_any_capabilities,
+    capabilities=_any_capabilities, capabilities_with=_any_capabilities,
 )(partial(EngineScorer, name="rollout-engine"))  # fmt: skip
 
 

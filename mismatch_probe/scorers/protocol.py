@@ -42,6 +42,7 @@ class ScorerCapabilities:
         replay: It can be forced to given experts, the gate weights recomputed from its own router.
         reason: By capability name, why it is missing.
         hidden_states: It can return the residual stream of finished ids.
+        temperature: It can score under another temperature than 1.
     """
 
     scoring: bool
@@ -49,6 +50,7 @@ class ScorerCapabilities:
     replay: bool
     reason: dict[str, str] = field(default_factory=dict)
     hidden_states: bool = False
+    temperature: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,17 @@ class ScorerEntry:
         make: Loads the scorer; heavy imports happen in here.
         capabilities: Cheap; imports nothing heavy.
         check: Raises ConfigError where a checkpoint folder cannot be scored under given options; cheap, loads nothing.
+        capabilities_with: Capabilities under given `train.options`, where they matter; cheap.
     """
 
     make: Callable[[ScorerSpec], Scorer]
     capabilities: Callable[[], ScorerCapabilities]
     check: Check | None = None
+    capabilities_with: Callable[[Mapping[str, Any]], ScorerCapabilities] | None = None
+
+    def able(self, options: Mapping[str, Any]) -> ScorerCapabilities:
+        """What the scorer can give when it is loaded with `options`."""
+        return self.capabilities() if self.capabilities_with is None else self.capabilities_with(options)
 
 
 def _load_own() -> None:
@@ -44,11 +50,12 @@ def register_scorer(
     summary: str,
     capabilities: Callable[[], ScorerCapabilities],
     check: Check | None = None,
+    capabilities_with: Callable[[Mapping[str, Any]], ScorerCapabilities] | None = None,
 ) -> Callable[[Callable[[ScorerSpec], Scorer]], Callable[[ScorerSpec], Scorer]]:
     """Decorates a scorer's factory so that `--train NAME` finds it."""
 
     def register(make: Callable[[ScorerSpec], Scorer]) -> Callable[[ScorerSpec], Scorer]:
-        scorers.add(name, ScorerEntry(make, capabilities, check), summary)
+        scorers.add(name, ScorerEntry(make, capabilities, check, capabilities_with), summary)
         return make
 
     return register

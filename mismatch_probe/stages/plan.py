@@ -118,7 +118,7 @@ def declared_pair(config: ProbeConfig) -> Pair:
         EngineUnavailableError: A package is missing.
     """
     entry, scorer = engines.get(config.rollout.engine), scorers.get(config.train.scorer)
-    able, scorer_able = entry.item.able(config.rollout.options), scorer.item.capabilities()
+    able, scorer_able = entry.item.able(config.rollout.options), scorer.item.able(config.train.options)
     _need(able.sampling, able.reason.get("sampling"), entry.name)
     _need(scorer_able.scoring, scorer_able.reason.get("scoring"), scorer.name)
     return Pair(entry.name, able, scorer.name, scorer_able)

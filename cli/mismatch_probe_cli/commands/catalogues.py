@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mismatch_probe_cli.options import Format, FormatOption
+
+if TYPE_CHECKING:
+    from mismatch_probe.engines.protocol import EngineCapabilities
+    from mismatch_probe.scorers.protocol import ScorerCapabilities
 
 
 def explain(
@@ -111,19 +115,23 @@ def engines() -> None:
     `mismatch-probe engines | grep vllm`
     """
     from mismatch_probe.engines.registry import engines as rollout_engines
+    from mismatch_probe.preflight.capabilities import ENGINE_CAPABILITIES, SCORER_CAPABILITIES
     from mismatch_probe.scorers.registry import scorers
 
     for engine in rollout_engines:
-        capabilities = engine.item.capabilities()
-        given = [
-            name
-            for name in ("sampling", "prefill_scoring", "forced_decode", "routing", "weight_reload")
-            if getattr(capabilities, name)
-        ]
-        reason = next(iter(capabilities.reason.values()), "")
-        typer.echo(f"rollout  {engine.name:<14} {engine.summary}: {', '.join(given) or reason}")
+        able = engine.item.capabilities()
+        _show_entry("rollout", engine.name, engine.summary, able, ENGINE_CAPABILITIES)
     for scorer in scorers:
-        able = scorer.item.capabilities()
-        given = [name for name in ("scoring", "routing", "replay") if getattr(able, name)]
-        reason = next(iter(able.reason.values()), "")
-        typer.echo(f"train    {scorer.name:<14} {scorer.summary}: {', '.join(given) or reason}")
+        _show_entry("train", scorer.name, scorer.summary, scorer.item.capabilities(), SCORER_CAPABILITIES)
+
+
+def _show_entry(
+    side: str,
+    name: str,
+    summary: str,
+    able: EngineCapabilities | ScorerCapabilities,
+    capabilities: tuple[str, ...],
+) -> None:
+    given = [capability for capability in capabilities if getattr(able, capability)]
+    reason = next(iter(able.reason.values()), "")
+    typer.echo(f"{side:<8} {name:<16} {summary}: {', '.join(given) or reason}")

@@ -5,6 +5,7 @@ from mismatch_probe.engines.protocol import EngineCapabilities
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.preflight.capabilities import Pair, settle
 from mismatch_probe.scorers.protocol import ScorerCapabilities
+from mismatch_probe.scorers.registry import scorers
 
 ALL = EngineCapabilities(True, True, True, True, weight_reload=True)
 NOTHING_BUT_SAMPLING = EngineCapabilities(
@@ -89,3 +90,28 @@ def test_a_trainer_without_replay_is_told_from_one_without_scores():
         )
     with pytest.raises(ConfigError, match="train/forward needs scoring"):
         asked(ALL, trainer=ScorerCapabilities(False, True, True))
+
+
+@pytest.mark.parametrize(
+    ("options", "scoring", "temperature"),
+    [
+        ({"engine": "vllm-server"}, True, True),
+        ({"engine": "vllm-server", "url": "http://host"}, True, False),
+        ({"engine": "vllm-server", "url": "http://host", "reading": "forced"}, False, True),
+        ({"engine": "openai-server", "url": "http://host", "top_p": 0.9}, False, False),
+        ({"engine": "transformers"}, True, True),
+        ({"engine": "transformers", "top_k": 5}, False, True),
+        ({"engine": "transformers", "top_k": 5, "reading": "forced"}, True, True),
+    ],
+)
+def test_a_rollout_engine_as_scorer_can_read_what_it_declares(options, scoring, temperature):
+    able = scorers.get("rollout-engine").item.able(options)
+    assert (able.scoring, able.temperature) == (scoring, temperature)
+    assert scoring or able.reason["scoring"]
+
+
+def test_a_scorer_that_reads_at_temperature_1_alone_is_refused_elsewhere():
+    trainer = ScorerCapabilities(True, True, True, {"temperature": "raw"}, temperature=False)
+    assert "train/forward" in asked(ALL, trainer=trainer).legs
+    with pytest.raises(ConfigError, match="scoring under temperature"):
+        asked(ALL, trainer=trainer, temperature=0.7)
