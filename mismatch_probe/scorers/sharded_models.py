@@ -91,7 +91,9 @@ class TensorParallelModel(ShardedModel):
     splits_batches = False
 
     def _load_options(self) -> dict[str, Any]:
-        return {"tp_plan": "auto"}
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
 
     def _place(self, model: Any) -> None:
         """Nothing to do: the shards were loaded where they compute."""

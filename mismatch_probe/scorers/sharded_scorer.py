@@ -86,7 +86,13 @@ def check_tensor_parallel(model_path: Path, options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: One of them cannot, or an option is wrong.
     """
-    world_size = read_options(TensorParallelOptions, options, "train.options").world_size
+    asked = read_options(TensorParallelOptions, options, "train.options")
+    if asked.float32_head:
+        raise ConfigError(
+            "the LM head is split between the ranks and cannot be widened",
+            hint="leave out train.options.float32_head",
+        )
+    world_size = asked.world_size
     config = json.loads((model_path / "config.json").read_text("utf-8"))
     config = config.get("text_config", config)
     names = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size")
@@ -109,14 +115,22 @@ def check_fsdp(model_path: Path, options: Mapping[str, Any]) -> None:
 
 
 def _register(
-    kind: str, summary: str, check: Callable[[Path, Mapping[str, Any]], None], default: int
+    kind: str,
+    summary: str,
+    check: Callable[[Path, Mapping[str, Any]], None],
+    options: type[FSDPOptions | TensorParallelOptions],
 ) -> None:
     def make(spec: ScorerSpec) -> ShardedScorer:
         check(spec.model_path, spec.options)
-        return ShardedScorer(kind, spec, int(spec.options.get("world_size", default)))
+        return ShardedScorer(kind, spec, read_options(options, spec.options, "train.options").world_size)
 
     register_scorer(kind, summary=summary, capabilities=transformers_capabilities, check=check)(make)
 
 
-_register("fsdp", "transformers under FSDP2, ranks launched by torchrun", check_fsdp, 2)
-_register("tensor-parallel", "transformers split by its own tensor-parallel plan", check_tensor_parallel, 2)
+_register("fsdp", "transformers under FSDP2, ranks launched by torchrun", check_fsdp, FSDPOptions)
+_register(
+    "tensor-parallel",
+    "transformers split by its own tensor-parallel plan",
+    check_tensor_parallel,
+    TensorParallelOptions,
+)
