@@ -74,17 +74,8 @@ def record(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
             tokenizer_path=plan.prompts.tokenizer_path,
             tasks=tasks,
         )
-        follow = _follow(plan, tasks, watcher, config.rollout.engine)
-
-        def on_event(event: dict[str, Any]) -> None:
-            if event["event"] == "facts":
-                _note(run, "rollout", event["facts"])
-            follow(event)
-
-        try:
-            _note(run, "rollout", run_worker(job, run.log_path("rollout"), on_event))
-        except MismatchProbeError as error:
-            _blame_reload(run, plan, error)
+        log, follow = run.log_path("rollout"), _follow(plan, tasks, watcher, config.rollout.engine)
+        run_rollout_worker(run, lambda on_event: run_worker(job, log, on_event), follow)
     rollout = Trace(run, plan.num_parts).rollout
     manifest = run.read_manifest()
     manifest["responses_sha256"] = responses_hash(rollout)
@@ -92,16 +83,37 @@ def record(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
     run.write_manifest(manifest)
 
 
-def _blame_reload(run: RunDirectory, plan: RunPlan, error: MismatchProbeError) -> None:
-    """Keeps the death of an engine as what came of `rollout/refit`, where that leg alone was left to do.
+def run_rollout_worker(
+    run: RunDirectory,
+    work: Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]],
+    follow: Callable[[dict[str, Any]], None],
+) -> None:
+    """Runs a rollout engine and notes its facts; its death over a reload of its weights is the outcome of that leg.
+
+    Args:
+        run: The run directory.
+        work: Does the job; called with what takes events, returns the engine's facts.
+        follow: Called with every event.
 
     Raises:
-        MismatchProbeError: `error`, where the engine died of anything else.
+        MismatchProbeError: The engine failed before it came to `rollout/refit`, its last leg.
     """
-    left = [task.leg for task in _missing_tasks(run, plan, plan.rollout_legs())]
-    if left != [REFIT_LEG] or "rollout" not in run.read_manifest()["engines"]:
-        raise error
-    write_refit_failure(run, f"loading the checkpoint again ended the engine: {error.message}")
+    reached = False
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal reached
+        if event["event"] == "facts":
+            reached = True
+            _note(run, "rollout", event["facts"])
+        follow(event)
+
+    try:
+        _note(run, "rollout", work(on_event))
+    except MismatchProbeError as error:
+        if not reached:
+            raise
+        if not run.refit_outcome().is_file():
+            write_refit_failure(run, f"loading the checkpoint again ended the engine: {error.message}")
 
 
 def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:

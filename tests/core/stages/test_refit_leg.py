@@ -1,20 +1,18 @@
 """The leg rollout/refit on a small engine of torch: what a load does to it is what the result says."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.synthetic_run import Planted, write_run
-from mismatch_probe.config.bars import load_bars
 from mismatch_probe.config.model import SamplingConfig
 from mismatch_probe.engines.refit import StateDigest
 from mismatch_probe.engines.vllm_weights import digest, read_state
-from mismatch_probe.errors import CaptureError
+from mismatch_probe.errors import CaptureError, EngineCrashError
 from mismatch_probe.stages.measure import measure_run
-from mismatch_probe.stages.refit_leg import take_refit_leg, write_refit_failure
+from mismatch_probe.stages.record_score import run_rollout_worker
+from mismatch_probe.stages.refit_leg import take_refit_leg
 from mismatch_probe.stages.rollout_work import read_sequences
-from mismatch_probe.verdict import judge
 
 SAMPLE = 6
 
@@ -145,9 +143,29 @@ def test_an_engine_that_does_not_get_through_is_said_with_its_own_words(run, che
     assert result["verdict"] == "pass"
 
 
-def test_an_engine_that_died_of_the_load_is_kept_as_the_outcome(run):
-    write_refit_failure(run, "loading the checkpoint again ended the engine: killed")
+def dying(*events):
+    """A worker that sends events and dies."""
+
+    def work(on_event):
+        for event in events:
+            on_event(event)
+        raise EngineCrashError("the engine process was killed by signal 11")
+
+    return work
+
+
+def test_an_engine_that_died_of_the_load_is_the_outcome_of_the_leg(run):
+    seen = []
+    facts = {"event": "facts", "facts": {"engine": "bigram", "version": "1", "options": {}}}
+    run_rollout_worker(run, dying({"event": "leg", "leg": "rollout/refit"}, facts), seen.append)
+    assert run.read_manifest()["engines"]["rollout"]["engine"] == "bigram"
+    assert len(seen) == 2
     result = measure_run(run)
-    assert "killed" in result["weight_sync"]["reason"]
-    assert judge(result, load_bars()).name == "pass"
-    assert np.isfinite(result["token"]["k3"]["value"])
+    assert result["weight_sync"]["failed"] and "signal 11" in result["weight_sync"]["reason"]
+    assert result["verdict"] == "pass"
+
+
+def test_an_engine_that_died_before_the_load_is_an_error(run):
+    with pytest.raises(EngineCrashError):
+        run_rollout_worker(run, dying({"event": "leg", "leg": "rollout/decode"}), lambda event: None)
+    assert not run.refit_outcome().is_file()
