@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from mismatch_probe.assets.catalog import resolve_model
 from mismatch_probe_cli.app import app
 
+ADDRESS = ("--set", "rollout.options.url=http://host")
+
 
 def doctor(*arguments):
     finished = CliRunner().invoke(app, ["doctor", *arguments], terminal_width=200)
@@ -35,7 +37,7 @@ def test_every_engine_says_what_it_can_and_why_it_cannot():
 
 
 def test_a_pair_shows_its_legs_and_what_the_defaults_lose():
-    status, text = doctor("--rollout", "openai-server", "--set", "sampling.temperature=0.7")
+    status, text = doctor("--rollout", "openai-server", *ADDRESS, "--set", "sampling.temperature=0.7")
     assert status == 0
     (legs,) = [line for line in text.splitlines() if line.startswith("legs")]
     assert legs.split(maxsplit=1)[1] == "rollout/decode, train/forward, train/reference, train/repeat"
@@ -49,10 +51,15 @@ def test_a_pair_shows_its_legs_and_what_the_defaults_lose():
 
 
 def test_a_pair_that_cannot_give_what_is_asked_is_status_2():
-    status, text = doctor("--rollout", "openai-server", "--set", 'legs=["rollout/decode", "rollout/forced"]')
+    status, text = doctor(
+        "--rollout", "openai-server", *ADDRESS, "--set", 'legs=["rollout/decode", "rollout/forced"]'
+    )
     assert status == 2
     assert "CANNOT           rollout/forced needs forced_decode" in text
     assert "something is broken" in text
+    status, text = doctor("--rollout", "openai-server")
+    assert status == 2
+    assert "openai-server needs an address" in text
 
 
 def test_two_checkpoints_are_told_apart_by_aspect(other_checkpoint):

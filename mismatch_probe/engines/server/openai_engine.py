@@ -23,7 +23,12 @@ from mismatch_probe.engines.protocol import (
 from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.server import modes
 from mismatch_probe.engines.server.answers import first_alternatives, first_logprob, read_echo, read_sample
-from mismatch_probe.engines.server.client import ServerClient, ServerLimits, key_from_environment
+from mismatch_probe.engines.server.client import (
+    ServerClient,
+    ServerLimits,
+    check_url,
+    key_from_environment,
+)
 from mismatch_probe.errors import CaptureError, ConfigError
 
 KEY_VARIABLE = "MISMATCH_PROBE_API_KEY"
@@ -240,9 +245,23 @@ def no_httpx(names: Sequence[str]) -> EngineCapabilities | None:
     return EngineCapabilities(False, False, False, False, dict.fromkeys(names, reason))
 
 
-def openai_server_capabilities() -> EngineCapabilities:
-    """What the protocol of a completions server can give."""
-    return no_httpx(("sampling", "prefill_scoring")) or EngineCapabilities(
+def openai_server_capabilities(options: Mapping[str, Any] | None = None) -> EngineCapabilities:
+    """What the protocol of a completions server can give.
+
+    Args:
+        options: `rollout.options.*`; None where nobody has set any yet.
+
+    Raises:
+        ConfigError: The address is none.
+    """
+    missing = no_httpx(("sampling", "prefill_scoring"))
+    if missing is not None:
+        return missing
+    if options is not None and not options.get("url"):
+        raise ConfigError("openai-server needs an address", hint="set rollout.options.url=http://HOST:PORT")
+    if options is not None:
+        check_url(str(options["url"]))
+    return EngineCapabilities(
         sampling=True,
         prefill_scoring=True,
         forced_decode=False,
@@ -264,6 +283,7 @@ def openai_server_capabilities() -> EngineCapabilities:
     "openai-server",
     summary="an OpenAI-compatible server that takes token ids, at rollout.options.url",
     capabilities=openai_server_capabilities,
+    capabilities_with=openai_server_capabilities,
 )
 def make_openai_server_engine(spec: EngineSpec) -> OpenAIServerEngine:
     """Connects to the server."""

@@ -24,7 +24,7 @@ from mismatch_probe.engines.protocol import (
 from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.server import modes
 from mismatch_probe.engines.server.answers import read_prompt_logprobs, read_sample
-from mismatch_probe.engines.server.client import ServerClient, ServerLimits
+from mismatch_probe.engines.server.client import ServerClient, ServerLimits, check_url
 from mismatch_probe.engines.server.openai_engine import (
     COMPLETIONS,
     RAW_PREFILL,
@@ -258,6 +258,9 @@ def vllm_server_capabilities(options: Mapping[str, Any] | None = None) -> Engine
 
     Args:
         options: `rollout.options.*`; with `url` the server is somebody else's.
+
+    Raises:
+        ConfigError: The address is none.
     """
     import importlib.util
 
@@ -266,6 +269,7 @@ def vllm_server_capabilities(options: Mapping[str, Any] | None = None) -> Engine
     if missing is not None:
         return missing
     if options.get("url"):
+        check_url(str(options["url"]))
         reasons = dict.fromkeys(("forced_decode", "routing", "hidden_states", "weight_reload"), _FOREIGN)
         return EngineCapabilities(
             sampling=True,
