@@ -2,7 +2,8 @@
 
 Kernels may pack a weight into a handle of their own and leave an empty tensor behind (vLLM on CPU does so with
 every linear layer), so a checksum of parameters says nothing of most of the model. Such a module is asked
-instead: its own `quant_method.apply` on a fixed input.
+instead: its own `quant_method.apply` on a fixed input. A module that packs a copy and keeps the weight as well (the
+LM head on CPU) is read and asked: an update may reach the weight and not the copy that multiplies.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _PROBE_ROWS = 4
 _OUTPUT = "output"
+# What vLLM on CPU calls the function that closes over a packed copy.
+_PACKED_COPY = "cpu_linear"
 
 
 class WeightProbe:
@@ -80,7 +83,7 @@ def digest(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
 
 
 def read_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Every parameter and buffer, and the answers of modules whose weights are packed away.
+    """Every parameter and buffer, and the answers of modules that multiply by a packed weight.
 
     Args:
         model: The model as the engine holds it.
@@ -115,6 +118,12 @@ def iterate_state(model: torch.nn.Module, unread: list[str]) -> Iterator[tuple[s
             unread.append(name)
         else:
             yield f"{module_name}.{_OUTPUT}", answer
+    for name, module in model.named_modules(remove_duplicate=False):
+        weight = getattr(module, "weight", None)
+        if hasattr(module, _PACKED_COPY) and weight is not None and weight.numel():
+            answer = _answer(module)
+            if answer is not None:
+                yield f"{name}.{_OUTPUT}", answer
 
 
 def _answer(module: Any) -> torch.Tensor | None:

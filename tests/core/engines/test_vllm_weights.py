@@ -54,6 +54,22 @@ def test_a_packed_weight_that_changed_is_named():
     assert rows[0]["max_abs"] > 0
 
 
+def test_a_stale_packed_copy_beside_an_updated_weight_is_named():
+    """What vLLM on CPU does to a tied LM head: its weight follows the embedding, the copy that multiplies does not."""
+
+    def head():
+        model = torch.nn.Module()
+        model.lm_head = PackedLinear(torch.ones(3, 5))
+        model.lm_head.weight = torch.nn.Parameter(torch.ones(3, 5), requires_grad=False)
+        model.lm_head.cpu_linear = model.lm_head.quant_method.apply
+        return model
+
+    stale = head()
+    stale.lm_head.handle[0, 0] = 2.0
+    rows = compare_states(read_state(head())[0], read_state(stale)[0])
+    assert [row["name"] for row in rows] == ["lm_head.output"]
+
+
 def test_one_bit_of_a_plain_weight_is_found():
     changed = Model()
     with torch.no_grad():
