@@ -2,8 +2,8 @@
 
 Where hidden states drift apart gradually, the first layer above a threshold says little. The *local* error of a unit is
 what it adds by itself: the training side is fed the rollout's own input of that unit, so whatever came before is the same
-for both. It is held against what rounding does to that very unit (training dtype against float32 on the same input) and
-against the same unit of the other layers.
+for both. It is held against what rounding does to that very unit (the distance of the nearer side from float32 on the same
+input) and against the same unit of the other layers.
 """
 
 from __future__ import annotations
@@ -37,14 +37,21 @@ class ErrorSums:
     Attributes:
         error: Squared distance between training side and rollout.
         rounding: Squared distance between training side and float32.
+        other: Squared distance between rollout and the same float32.
         size: Squared length of what the rollout's unit gave (for a layer: of what it added to the stream).
         tokens: How many.
     """
 
     error: float = 0.0
     rounding: float = 0.0
+    other: float = 0.0
     size: float = 0.0
     tokens: int = 0
+
+    @property
+    def floor(self) -> float:
+        """What rounding does: the nearer side's squared distance from float32, so that no side's fault hides itself."""
+        return min(self.rounding, self.other)
 
     def add(
         self,
@@ -64,6 +71,7 @@ class ErrorSums:
         one, other, exact = (np.asarray(rows, dtype=np.float64) for rows in (rollout, train, reference))
         self.error += float(np.sum((other - one) ** 2))
         self.rounding += float(np.sum((other - exact) ** 2))
+        self.other += float(np.sum((one - exact) ** 2))
         self.size += float(np.sum((one if base is None else one - base) ** 2))
         self.tokens += len(one)
 
@@ -77,7 +85,9 @@ class UnitError:
         unit: Name of `layer_sites`.
         local: Relative error: distance between the sides over the size of what the unit gives; for the head, root mean
             square of log-probability differences in nats.
-        rounding: The same between the training side's dtype and float32: what rounding does here.
+        rounding: The same between float32 and the side that is nearer to it: what rounding does here.
+        farther: The side that is farther from float32 on the training side's weights, "rollout" or "train"; None where the
+            unit has no finding. A difference of weights shows as "rollout".
         over_rounding: `local` over `rounding`; None where rounding does nothing and the sides agree.
         over_peers: `over_rounding` over the median of the same unit of the other layers; None with fewer than 3 peers.
         exact: The sides agree in every bit.
@@ -93,6 +103,7 @@ class UnitError:
     over_peers: float | None
     exact: bool
     finding: Literal["stands out", "everywhere"] | None
+    farther: Literal["rollout", "train"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +245,20 @@ class LocationSums:
             layer=layer,
             unit=unit,
             local=_relative(sums.error, sums.size),
-            rounding=_relative(sums.rounding, sums.size),
+            rounding=_relative(sums.floor, sums.size),
             over_rounding=over,
             over_peers=over_peers,
             exact=sums.error == 0.0,
             finding=finding,
+            farther=None if finding is None else "rollout" if sums.other >= sums.rounding else "train",
         )
 
 
 def _over(sums: ErrorSums) -> float | None:
     if sums.error == 0.0:
-        return 0.0 if sums.rounding else None
+        return 0.0 if sums.floor else None
     # Where rounding does nothing (an embedding, a sign) any difference is beyond it; the smallest float32 step bounds it.
-    floor = max(sums.rounding, sums.size * float(np.finfo(np.float32).eps) ** 2)
+    floor = max(sums.floor, sums.size * float(np.finfo(np.float32).eps) ** 2)
     return float(np.sqrt(sums.error / floor)) if floor else None
 
 
@@ -291,4 +303,9 @@ def _sentence(first: UnitError | None, flagged: Iterable[UnitError], num_layers:
     if first.finding == "everywhere":
         count = sum(unit.unit == first.unit for unit in flagged)
         return f"{first.unit} differs in {count} of {num_layers} layers, {times}: the sides compute it differently."
-    return f"The sides part at {describe(first)}: given the same input its output differs by {times}."
+    farther = {"rollout": "the rollout engine, or its weights, is", "train": "the training side is"}
+    where = farther[first.farther or "rollout"]
+    return (
+        f"The sides part at {describe(first)}: given the same input its output differs by {times}; "
+        f"{where} farther from float32."
+    )

@@ -34,7 +34,6 @@ SOURCES: tuple[Source, ...] = (
     waterfall,
     token_probability,
     ecdf,
-    location,
     log_weight_length,
     weights,
     weight_curves.SEQUENCES,

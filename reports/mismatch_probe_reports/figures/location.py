@@ -10,7 +10,7 @@ import numpy as np
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.figures.canvas import Missing, Plot
 from mismatch_probe_reports.figures.heat_map import HeatMap, draw_heat_map
-from mismatch_probe_reports.figures.style import LINE_STYLES, MARKERS, Palette
+from mismatch_probe_reports.figures.style import LINE_STYLES, MARKERS, Palette, plain_ticks
 from mismatch_probe_reports.reading import Json, read_mapping, read_number, read_rows, read_text, why_absent
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _draw(
 
 
 def _lines(panel: Axes, palette: Palette, rows: list[Json], key: str) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     layers = [read_number(row.get("layer")).value or 0.0 for row in rows]
     for index, (name, label) in enumerate(((key, "between the sides"), ("rounding", "by rounding alone"))):
@@ -94,6 +94,8 @@ def _lines(panel: Axes, palette: Palette, rows: list[Json], key: str) -> None:
             label=label,
         )
     panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    plain_ticks(panel, y=True)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -18,7 +18,7 @@ TITLE = "Layers: where hidden states part"
 MISSING = "hidden states were not compared; run: mismatch-probe locate RUN"
 MOST_RANKED = 12
 LOCAL = "The unit's own error: both sides given the rollout engine's input of it, distance over what the unit gives"
-ROUNDING = "The same distance between the training side's dtype and float32: what rounding does here"
+ROUNDING = "The same distance between float32 and the side that is nearer to it: what rounding does here"
 
 
 def build_location(result: Json) -> Section:
