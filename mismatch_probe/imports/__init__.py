@@ -1,0 +1,1 @@
+"""Training dumps of other frameworks, read into ordinary runs."""
