@@ -51,10 +51,12 @@ class RankGroup:
     """
 
     def __init__(self, world_size: int, setup: Any) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="mismatch-probe-ranks-")
-        address = str(Path(self._folder.name) / "line")
         self._connections: dict[Connection[Any, Message], int] = {}
-        with socket.socket(socket.AF_UNIX) as listener:
+        with (
+            tempfile.TemporaryDirectory(prefix="mismatch-probe-ranks-") as folder,
+            socket.socket(socket.AF_UNIX) as listener,
+        ):
+            address = str(Path(folder) / "line")
             listener.bind(address)
             listener.listen(world_size)
             listener.settimeout(1)
@@ -133,7 +135,6 @@ class RankGroup:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._folder.cleanup()
 
     def _accept(self, listener: socket.socket, world_size: int) -> None:
         while len(self._connections) < world_size:
