@@ -21,6 +21,7 @@ from mismatch_probe_cli.commands import (
     catalogues,
     doctor,
     export,
+    import_,
     locate,
     simulate,
     stages,
@@ -64,6 +65,7 @@ app.command("ablate")(ablate.ablate)
 app.command("locate")(locate.locate)
 app.command("report")(stages.report)
 app.command("export")(export.export)
+app.command("import")(import_.import_)
 app.command("doctor")(doctor.doctor)
 app.command("explain")(catalogues.explain)
 app.command("methods")(catalogues.methods)

@@ -187,8 +187,10 @@ def find_sampling(
         return
     failed = {check["code"]: check for check in checks}
     sampling = result["provenance"]["sampling"]
-    heat = math.log(float(sampling["temperature"]))
-    processed = heat != 0.0 or sampling["top_p"] < 1.0 or sampling["top_k"] > 0
+    # An import need not say how its tokens were sampled: what rests on that is then left open.
+    temperature = sampling["temperature"]
+    heat = 0.0 if temperature is None else math.log(float(temperature))
+    processed = heat != 0.0 or (sampling["top_p"] or 1.0) < 1.0 or (sampling["top_k"] or 0) > 0
     explained = trend["explained_by_slope"] if trend else 0.0
     if "MP106" in failed and explained > MIN_TREND:
         ratio = float(failed["MP106"]["observed"])
@@ -196,7 +198,8 @@ def find_sampling(
         yield _named(
             "raw-logprobs" if raw else "temperature",
             "test",
-            f"{failed['MP106']['detail']}; the run sampled at {sampling['temperature']:g}, so "
+            f"{failed['MP106']['detail']}; the run sampled at "
+            + ("an unknown temperature, so " if temperature is None else f"{temperature:g}, so ")
             + ("the rollout logged its law before the temperature" if raw else "one side does not apply it"),
             _check_fact(failed["MP106"]),
             Fact("causes.evidence.log_odds.explained_by_slope", explained, MIN_TREND),

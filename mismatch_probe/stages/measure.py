@@ -104,6 +104,8 @@ def _token_classes(
 
 def _routing(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> dict[str, Any]:
     model = manifest["model"]
+    if model["num_moe_layers"] is None:
+        return {"available": False, "reason": "the model is not known: the tokens were imported"}
     if not model["num_moe_layers"]:
         return {"available": False, "reason": f"{model['name']} is a dense model: it has no experts"}
     if not manifest["routing"]:
@@ -122,6 +124,7 @@ def _provenance(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> d
     rollout = trace.rollout
     engines = manifest["engines"]
     reward = None if rollout.reward is None else float(rollout.reward.mean())
+    imported = manifest.get("imported")
     return {
         "command": manifest["command"],
         "created_at": manifest["created_at"],
@@ -133,7 +136,9 @@ def _provenance(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> d
         "rollout": engines.get("rollout"),
         "train": engines.get("train"),
         "reference": engines.get("reference"),
-        "sampling": manifest["config"]["sampling"],
+        # The sampling of an import is what its user said, not what the configuration would default to.
+        "sampling": manifest["config"]["sampling"] if imported is None else imported["sampling"],
+        "imported": imported,
         "prompts": dict(manifest["prompts"]),
         "responses_sha256": manifest["responses_sha256"],
         "versions": manifest["versions"],

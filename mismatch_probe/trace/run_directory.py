@@ -17,7 +17,7 @@ from mismatch_probe.trace.schema import MATRIX, ROLLOUT_FOLDER, ROUTING_FOLDER, 
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _OURS = (
-    ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "figures", "export", "logs", "ablation", "tuning",
+    ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "imported", "figures", "export", "logs", "ablation", "tuning",
     _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json",
     "location", "location.json", "cells", "matrix.json", "matrix.html", "matrix.png",
 )  # fmt: skip
@@ -105,6 +105,10 @@ class RunDirectory:
     def replay_part(self, index: int) -> Path:
         """Part `index` of the study of routing replay."""
         return self.path / ROUTING_FOLDER / "replay" / part_name(index, "parquet")
+
+    def extras_part(self, index: int) -> Path:
+        """Columns of an imported dump that have no place in part `index` of what was sampled."""
+        return self.path / "imported" / part_name(index, "jsonl")
 
     def log_path(self, name: str) -> Path:
         """Where a worker process of this run writes what its engine prints."""

@@ -52,7 +52,11 @@ def record(
             record_stage(run, plan, watcher)
 
 
-def score(run_path: RunArgument, assignments: SetOption = None) -> None:
+def score(
+    run_path: RunArgument,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Checkpoint of an imported run.")] = None,
+    assignments: SetOption = None,
+) -> None:
     """Takes the training-side legs of a recorded run; parts that are there are not done again.
 
     **Examples**
@@ -60,8 +64,12 @@ def score(run_path: RunArgument, assignments: SetOption = None) -> None:
     `mismatch-probe score runs/split`
 
     `mismatch-probe score runs/split --set train.options.batch_size=16`
+
+    `mismatch-probe score runs/imported --model Qwen/Qwen3-30B-A3B --set sampling.temperature=1.0`
     """
     from mismatch_probe.config.load import load_config
+    from mismatch_probe.errors import ConfigError
+    from mismatch_probe.stages.imported_plan import begin_imported, plan_imported
     from mismatch_probe.stages.plan import make_plan
     from mismatch_probe.stages.record_score import begin_manifest
     from mismatch_probe.stages.record_score import score as score_stage
@@ -69,11 +77,19 @@ def score(run_path: RunArgument, assignments: SetOption = None) -> None:
     from mismatch_probe_cli.console import ProgressWatcher
 
     run = RunDirectory.open_existing(run_path)
-    settings = load_config(None, assignments or (), {"out": str(run_path)}, run.resume_base())
+    imported = "imported" in run.read_manifest()
+    if model is not None and not imported:
+        raise ConfigError(
+            f"{run_path} was recorded with a checkpoint of its own", hint="leave out --model, or record again"
+        )
+    settings = load_config(None, assignments or (), {"model": model, "out": str(run_path)}, run.resume_base())
     with ProgressWatcher() as watcher:
-        plan = make_plan(settings, watcher)
+        plan = plan_imported(run, settings, watcher) if imported else make_plan(settings, watcher)
         with run.claim(resume=True):
-            begin_manifest(run, plan, command_line(), resume=True)
+            if imported:
+                begin_imported(run, plan)
+            else:
+                begin_manifest(run, plan, command_line(), resume=True)
             score_stage(run, plan, watcher)
 
 

@@ -1,0 +1,228 @@
+"""Hostile and broken dumps: nothing in them runs, nothing outside is touched, and the error says what is wrong."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mismatch_probe.errors import ConfigError, InconclusiveError, MismatchProbeError
+from mismatch_probe.imports.importer import Notes, importers
+from mismatch_probe.imports.unpickling import load_torch_bytes, read_pickle, read_torch
+
+
+class Payload:
+    """Pickles as a call of os.system."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def read(name: str, path: Path) -> list[Any]:
+    return list(importers.get(name).item(path, Notes()))
+
+
+@pytest.fixture
+def copies(golden: tuple[Path, list[Any]], tmp_path: Path) -> Iterator[Path]:
+    """Golden dumps that a test may spoil."""
+    yield shutil.copytree(golden[0], tmp_path / "dumps")
+
+
+def replace_in_zip(path: Path, **entries: bytes) -> None:
+    """Writes a torch archive again with other contents of some entries, by last name."""
+    with zipfile.ZipFile(path) as archive:
+        held = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in held.items():
+            archive.writestr(name, entries.get(name.rsplit("/", 1)[-1].replace(".", "_"), data))
+
+
+PICKLED = {
+    "verl": "verl/exp_proj/GBS4_N2_in8_out16/1/gen_batch.dp",
+    "roll": "roll/train/step_000001.pkl",
+    "skyrl": "skyrl/dumped_data/global_step_2_training_input.pkl",
+}
+TORCH = {"slime": "slime/rollout_data/0.pt", "miles": "miles/train_data/0_1.pt"}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_pickle_that_calls(name: str, copies: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (copies / PICKLED[name]).write_bytes(pickle.dumps({"batch_dict": Payload(marker)}))
+    with pytest.raises(ConfigError, match=r"refused.*system") as caught:
+        read(name, copies / name)
+    assert "nothing in it was run" in str(caught.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_file_that_calls(name: str, copies: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    replace_in_zip(copies / TORCH[name], data_pkl=pickle.dumps({"samples": [Payload(marker)]}, protocol=2))
+    with pytest.raises(ConfigError, match="system"):
+        read(name, copies / name)
+    assert not marker.exists()
+
+
+def test_payload_inside_an_allowed_container(tmp_path: Path, copies: Path) -> None:
+    """The tensors of a DataProto are torch.save bytes inside the pickle: the inner reader is restricted as well."""
+    marker = tmp_path / "ran"
+    inner = io.BytesIO()
+    torch.save({"input_ids": Payload(marker)}, inner)
+    with pytest.raises(ConfigError, match="system"):
+        load_torch_bytes(inner.getvalue(), "inner")
+    state = {"batch_dict": {"sequences": {"format": "torch", "data": inner.getvalue()}}, "metadata": {}}
+    (copies / PICKLED["skyrl"]).write_bytes(pickle.dumps(state))
+    with pytest.raises(ConfigError, match="system"):
+        read("skyrl", copies / "skyrl")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text", [b"cbuiltins\neval\n(S'1'\ntR.", b"cbuiltins\ngetattr\n.", b"cnumpy\nload\n.", b"ctorch\nload\n.", b"ctorch._utils\nos\n."]
+)  # fmt: skip
+def test_names_outside_the_list(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file.pkl"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match="it asks for"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize("name", [*PICKLED, *TORCH])
+def test_truncated(name: str, copies: Path) -> None:
+    path = copies / {**PICKLED, **TORCH}[name]
+    data = path.read_bytes()
+    for size in (0, 10, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(ConfigError):
+            read(name, copies / name)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_an_error_or_plain_data(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "any.pkl"
+    path.write_bytes(data)
+    try:
+        read_pickle(path)
+    except MismatchProbeError:
+        return
+
+
+def test_archives(tmp_path: Path) -> None:
+    good = io.BytesIO()
+    torch.save(torch.zeros(4), good)
+    for name, said in (
+        ("../outside", "outside itself"),
+        ("/etc/x", "outside itself"),
+        ("archive/code/x.py", "holds code"),
+    ):
+        path = tmp_path / "bad.pt"
+        path.write_bytes(good.getvalue())
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, b"x")
+        with pytest.raises(ConfigError, match=said):
+            read_torch(path)
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+    with pytest.raises(ConfigError, match="compressed"):
+        read_torch(bomb)
+
+
+def edit_lines(path: Path, **changes: Any) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for name, change in changes.items():
+        rows[2][name] = change(rows[2][name])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inference_logprobs": lambda v: v[:-1]}, "rank_0.jsonl line 3: inference_logprobs has shape"),
+        ({"inference_logprobs": lambda v: [[x] for x in v]}, "shape"),
+        ({"token_ids": lambda v: [float(x) + 0.5 for x in v]}, "no list of whole numbers"),
+        ({"token_ids": lambda v: [-100, *v[1:]]}, "negative"),
+        ({"loss_mask": lambda _: None}, "has no loss_mask"),
+        ({"trainer_logprobs": lambda _: ["a"]}, "not a list of numbers"),
+    ],
+)  # fmt: skip
+def test_broken_rows(changes: dict[str, Any], said: str, copies: Path) -> None:
+    edit_lines(copies / "prime-rl/token_exports/step_3/rank_0.jsonl", **changes)
+    with pytest.raises(MismatchProbeError, match=said):
+        read("prime-rl", copies / "prime-rl")
+
+
+def test_cut_json_and_nan(copies: Path) -> None:
+    path = copies / "nemo-rl/train_data_step5.jsonl"
+    edit_lines(path, generation_logprobs=lambda v: [None if i == 9 else x for i, x in enumerate(v)])
+    # A hole is kept for the measurement to name, not filled.
+    assert any(np.isnan(one.rollout_logprobs).any() for one in read("nemo-rl", path))
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(ConfigError, match="line 8 is no JSON"):
+        read("nemo-rl", path)
+
+
+def test_missing_rank(copies: Path) -> None:
+    (copies / "miles/train_data/0_1.pt").unlink()
+    with pytest.raises(ConfigError, match="rank 1 of 2 is missing"):
+        read("miles", copies / "miles")
+
+
+def test_halves_of_different_steps(copies: Path) -> None:
+    path = copies / "slime/train_data/0.pt"
+    payload = torch.load(path, weights_only=True)
+    payload["samples"][0]["tokens"][-1] += 1
+    torch.save(payload, path)
+    with pytest.raises(InconclusiveError, match="not the rollout's"):
+        read("slime", copies / "slime")
+
+
+def test_text_only_table(copies: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = copies / "trl/completions/completions_00004.parquet"
+    pq.write_table(pq.read_table(path).select(["step", "prompt", "completion", "advantage"]), path)
+    with pytest.raises(InconclusiveError, match="it is text"):
+        read("trl", path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ConfigError, match="damaged"):
+        read("trl", path)
+
+
+def test_links_out_of_the_dump(copies: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "rank_1.jsonl"
+    outside.write_text("{}\n")
+    (copies / "prime-rl/token_exports/step_3/rank_1.jsonl").symlink_to(outside)
+    assert len(read("prime-rl", copies / "prime-rl")) == 8
+
+
+def test_wrong_shapes(copies: Path) -> None:
+    path = copies / PICKLED["skyrl"]
+    width = np.zeros((2, 4), np.int64)
+    columns = {"sequences": width, "attention_mask": width + 1, "response_mask": width[:, :2], "loss_mask": width[:, :2], "rollout_logprobs": np.zeros((2, 9))}  # fmt: skip
+    held = {
+        name: {"format": "numpy", "data": value.tobytes(), "shape": value.shape, "dtype": str(value.dtype)}
+        for name, value in columns.items()
+    }
+    path.write_bytes(pickle.dumps({"batch_dict": held, "metadata": {}}))
+    with pytest.raises(ConfigError, match="rollout_logprobs is float64 of shape"):
+        read("skyrl", path)
+    held["sequences"]["dtype"] = "O"
+    path.write_bytes(pickle.dumps({"batch_dict": held, "metadata": {}}))
+    with pytest.raises(ConfigError, match="sequences"):
+        read("skyrl", path)
