@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mismatch_probe.errors import CaptureError, ConfigError
 from mismatch_probe.scorers.protocol import (
     ProgressCallback,
     ScoredSequence,
+    ScorerCapabilities,
     ScoreRequest,
     ScorerFacts,
     ScorerSpec,
@@ -80,6 +82,13 @@ class ShardedScorer:
         self._ranks.close()
 
 
+def sharded_capabilities() -> ScorerCapabilities:
+    """What transformers can give when its model is on several processes: hidden states stay in the ranks."""
+    able = transformers_capabilities()
+    reason = {**able.reason, "hidden_states": "the layers run in processes of their own"}
+    return replace(able, hidden_states=False, reason=reason)
+
+
 def check_tensor_parallel(model_path: Path, options: Mapping[str, Any]) -> None:
     """Whether every head and every feed-forward of a checkpoint can be split between the ranks; loads nothing.
 
@@ -124,7 +133,7 @@ def _register(
         check(spec.model_path, spec.options)
         return ShardedScorer(kind, spec, read_options(options, spec.options, "train.options").world_size)
 
-    register_scorer(kind, summary=summary, capabilities=transformers_capabilities, check=check)(make)
+    register_scorer(kind, summary=summary, capabilities=sharded_capabilities, check=check)(make)
 
 
 _register("fsdp", "transformers under FSDP2, ranks launched by torchrun", check_fsdp, FSDPOptions)
