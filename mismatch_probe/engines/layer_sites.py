@@ -33,6 +33,8 @@ QKV = Site(
     (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.qkv_proj",)),
     "query, key and value projections",
 )
+Q_NORM = Site("q_norm", ("self_attn.q_norm",), (("self_attn.q_norm",),), "norm of the queries")
+K_NORM = Site("k_norm", ("self_attn.k_norm",), (("self_attn.k_norm",),), "norm of the keys")
 O_PROJ = Site("o_proj", ("self_attn.o_proj",), (("self_attn.o_proj",),), "output projection of attention")
 POST_NORM = Site(
     "post_attention_norm",
@@ -60,7 +62,7 @@ GATE_UP = Site(
 )
 DOWN_PROJ = Site("down_proj", ("mlp.down_proj",), (("mlp.down_proj",),), "down projection")
 
-SITES = (INPUT_NORM, QKV, O_PROJ, POST_NORM, ROUTER, EXPERTS, GATE_UP, DOWN_PROJ)
+SITES = (INPUT_NORM, QKV, Q_NORM, K_NORM, O_PROJ, POST_NORM, ROUTER, EXPERTS, GATE_UP, DOWN_PROJ)
 """In the order of computation; what lies between two of them is read from one's output and the next one's input."""
 
 ATTENTION = "attention"
@@ -70,14 +72,15 @@ EMBEDDING = "embedding"
 FINAL_NORM = "final_norm"
 HEAD = "head"
 ORDER = (
-    INPUT_NORM.name, QKV.name, ATTENTION, O_PROJ.name, POST_NORM.name, ROUTER.name, EXPERTS.name, GATE_UP.name,
+    INPUT_NORM.name, QKV.name, Q_NORM.name, K_NORM.name, ATTENTION, O_PROJ.name, POST_NORM.name, ROUTER.name,
+    EXPERTS.name, GATE_UP.name,
     ACTIVATION, DOWN_PROJ.name, STREAM,
 )  # fmt: skip
 """Units of a layer in the order of computation, the whole layer last."""
 
 MEANINGS = {
     **{site.name: site.meaning for site in SITES},
-    ATTENTION: "query and key norms, rotary embedding, attention itself",
+    ATTENTION: "all between qkv_proj and o_proj: query and key norms, rotary embedding, attention itself",
     ACTIVATION: "activation between gate_up_proj and down_proj",
     STREAM: "the whole decoder layer",
     EMBEDDING: "token embedding",

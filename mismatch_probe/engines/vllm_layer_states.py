@@ -97,8 +97,9 @@ class LayerStateProbe:
         module.register_forward_hook(after, with_kwargs=True)
 
     def _keep(self, name: str, rows: torch.Tensor | None) -> None:
-        if self._states is not None and rows is not None and rows.dim() == 2:
-            self._states.setdefault(name, []).append(rows.detach().to("cpu", copy=True))
+        if self._states is not None and rows is not None and rows.dim() > 1:
+            # Heads side by side: [tokens, width], whatever shape the module works in.
+            self._states.setdefault(name, []).append(rows.detach().flatten(1).to("cpu", copy=True))
 
 
 class VllmLayerStates:

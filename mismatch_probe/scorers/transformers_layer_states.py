@@ -130,11 +130,9 @@ class LayerStateReader:
             def join(out: Any, place: int = place) -> None:
                 import torch
 
-                pieces[place] = _first(out)
+                pieces[place] = _rows(out)
                 if len(pieces) == len(parts):
-                    _keep(
-                        kept, name, torch.cat([pieces[i].flatten(0, -2) for i in range(len(parts))], dim=-1)
-                    )
+                    _keep(kept, name, torch.cat([pieces[i] for i in range(len(parts))], dim=-1))
 
             hooks.output(part, join)
 
@@ -256,5 +254,11 @@ def _first(out: Any) -> Any:
     return out[0] if isinstance(out, tuple) else out
 
 
+def _rows(out: Any) -> torch.Tensor:
+    """What one sequence gave as [tokens, width], heads side by side, whatever shape the module works in."""
+    rows: torch.Tensor = _first(out).detach()
+    return (rows[0] if rows.dim() > 2 else rows).flatten(1)
+
+
 def _keep(kept: States, name: str, out: Any) -> None:
-    kept[name] = _first(out).detach().float().flatten(0, -2).cpu().numpy()
+    kept[name] = _rows(out).float().cpu().numpy()
