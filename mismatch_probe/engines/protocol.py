@@ -139,6 +139,8 @@ class SampledSequence:
         finish_reason: "stop" or "length".
         routing: int16 [prompt + response - 1, MoE layers, top_k] expert ids, or None. The last response token was
             never fed to the model, so no route of it exists.
+        gates: float [prompt + response - 1, MoE layers, top_k], the weight that each of them got, or None where the engine
+            does not show them.
     """
 
     sequence_id: int
@@ -146,6 +148,7 @@ class SampledSequence:
     logprobs: npt.NDArray[np.float32]
     finish_reason: str
     routing: npt.NDArray[np.int16] | None
+    gates: npt.NDArray[np.floating] | None = None
 
 
 class RolloutEngine(Protocol):

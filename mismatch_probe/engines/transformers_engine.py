@@ -109,7 +109,7 @@ class TransformersEngine:
                 ids, logprobs = recorder.response(row, self._stop_ids())
                 stopped = ids[-1] in self._stop_ids()
                 fed = len(request.prompt_token_ids) + len(ids) - 1
-                experts = None if routes is None else routes.sequence(row, fed)[0]
+                experts, gates = (None, None) if routes is None else routes.sequence(row, fed)
                 sequences.append(
                     SampledSequence(
                         sequence_id=request.sequence_id,
@@ -117,6 +117,7 @@ class TransformersEngine:
                         logprobs=logprobs,
                         finish_reason="stop" if stopped else "length",
                         routing=experts,
+                        gates=gates,
                     )
                 )
             progress(len(batch), 0)

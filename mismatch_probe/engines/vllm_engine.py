@@ -24,6 +24,7 @@ from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
 from mismatch_probe.engines.vllm_layer_states import VllmLayerStates
 from mismatch_probe.engines.vllm_outputs import prompt_logprobs, sampled_logprobs
 from mismatch_probe.engines.vllm_refit import VllmRefit
+from mismatch_probe.engines.vllm_routes import VllmRoutes, complete_gates, complete_routes
 from mismatch_probe.engines.vllm_settings import resolved_settings
 from mismatch_probe.errors import CaptureError, ConfigError, EngineUnavailableError
 
@@ -38,7 +39,7 @@ _FIXED_OPTIONS = (
 )
 
 
-class VllmEngine(VllmRefit, VllmLayerStates):
+class VllmEngine(VllmRefit, VllmLayerStates, VllmRoutes):
     """vLLM in this process, behind the `RolloutEngine` protocol.
 
     Notes:
@@ -124,7 +125,7 @@ class VllmEngine(VllmRefit, VllmLayerStates):
             for request in requests
         ]
         outputs = self._generate([request.prompt_token_ids for request in requests], params, progress)
-        hooked = self._take_hooked_routes()
+        hooked, weights = self._take_hooked_routes(), self._take_hooked_gates()
         sequences = []
         for request, output in zip(requests, outputs, strict=True):
             completion = output.outputs[0]
@@ -138,6 +139,7 @@ class VllmEngine(VllmRefit, VllmLayerStates):
                     logprobs=sampled_logprobs(completion, request.sequence_id),
                     finish_reason=str(completion.finish_reason),
                     routing=self._routes_of(request.sequence_id, routes, num_fed),
+                    gates=complete_gates(weights.get(request.sequence_id), num_fed),
                 )
             )
         return sequences
@@ -253,51 +255,6 @@ class VllmEngine(VllmRefit, VllmLayerStates):
         return complete_routes(
             routes, (num_fed, self._spec.num_moe_layers, self._spec.top_k), sequence_id=sequence_id
         )
-
-    def _take_hooked_routes(self) -> dict[int, npt.NDArray[np.int16]]:
-        if not self._spec.routing or self._native_routing:
-            return {}
-        taken = self._llm.collective_rpc("probe_take_routing")[0]
-        return {
-            int(sequence): np.frombuffer(raw, dtype=np.int16).reshape(shape)
-            for sequence, (raw, shape) in taken.items()
-        }
-
-
-def complete_routes(
-    routes: npt.NDArray[Any] | None, shape: tuple[int, int, int], *, sequence_id: int
-) -> npt.NDArray[np.int16]:
-    """Every fed token, every layer, no sentinel; anything less is an error, never a silent agreement.
-
-    Args:
-        routes: Expert ids as captured, [tokens, MoE layers, top_k], or None; rows after the last fed token are cut off.
-        shape: (fed tokens, MoE layers, top_k) that the sequence must have.
-        sequence_id: For the message.
-
-    Raises:
-        CaptureError: Something is missing; the message says how much.
-    """
-    hint = (
-        "audit without routing (--set routing=false), or turn off what skips tokens (prefix caching, graphs)"
-    )
-    num_fed = shape[0]
-    if routes is None or routes.shape[0] < num_fed:
-        got = 0 if routes is None else routes.shape[0]
-        raise CaptureError(
-            f"sequence {sequence_id}: routes of {got} of {num_fed} tokens were captured", hint=hint
-        )
-    routes = routes[:num_fed]
-    if routes.shape != shape:
-        raise CaptureError(
-            f"sequence {sequence_id}: routes have {routes.shape[1:]} layers x experts, the model has {shape[1:]}",
-            hint=hint,
-        )
-    missing = int((routes < 0).sum())
-    if missing:
-        raise CaptureError(
-            f"sequence {sequence_id}: {missing} of {routes.size} expert ids are missing", hint=hint
-        )
-    return routes.astype(np.int16)
 
 
 def vllm_capabilities() -> EngineCapabilities:

@@ -34,7 +34,9 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
     model_runner: Any
     _prefill: tuple[float, float, int] | None = None
     _routes: dict[int, Any]
+    _weights: dict[int, Any]
     _step: dict[int, Any]
+    _step_weights: dict[int, Any]
     _gates: dict[int, Any]
     _ordered: bool
     _num_layers: int
@@ -76,6 +78,17 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
         self._routes = {}
         return taken
 
+    def probe_take_gates(self) -> dict[int, tuple[bytes, tuple[int, ...]]]:
+        """Hands over the gate weights that belong to `probe_take_routing`, each beside its expert.
+
+        Returns:
+            By sequence id: raw float16 bytes and the shape [tokens, MoE layers, top_k]; NaN where nothing was captured,
+            and no entry at all where a router does not show its weights.
+        """
+        taken = {key: (array.tobytes(), array.shape) for key, array in self._weights.items()}
+        self._weights = {}
+        return taken
+
     def _wrap_sampler(self, sampler: Any) -> None:
         runner = self.model_runner
         sample, compute_logprobs = sampler.sample, sampler.compute_logprobs
@@ -100,8 +113,8 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
         sampler.compute_logprobs = scaled_logprobs
 
     def _hook_routers(self) -> int:
-        self._routes = {}
-        self._step = {}
+        self._routes, self._weights = {}, {}
+        self._step, self._step_weights = {}, {}
         modules = [
             module
             for module in self.model_runner.model.modules()
@@ -132,9 +145,9 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
                 self._ordered = False
                 self._step[index] = ids.detach().clone()
             else:
-                self._step[index] = ids.gather(
-                    -1, gates.argsort(dim=-1, descending=True, stable=True)
-                ).detach()
+                order = gates.argsort(dim=-1, descending=True, stable=True)
+                self._step[index] = ids.gather(-1, order).detach()
+                self._step_weights[index] = gates.gather(-1, order).detach()
 
         if compute_routing is not None:
             router._compute_routing = keep_gates  # noqa: SLF001 - the only place where gate weights are to be had
@@ -145,7 +158,7 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
         execute_model = runner.execute_model
 
         def captured_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            self._step = {}
+            self._step, self._step_weights = {}, {}
             result = execute_model(scheduler_output, *args, **kwargs)
             if scheduler_output.total_num_scheduled_tokens and self._step:
                 self._file_step(scheduler_output)
@@ -161,8 +174,17 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
         if len(self._step) != self._num_layers:
             return  # a layer did not report; its rows stay -1 and the completeness check names the sequence
         # Rows beyond `total` are padding of a captured graph.
-        step = torch.stack([self._step[i][:total] for i in range(self._num_layers)], dim=1)
-        rows = step.to(device="cpu", dtype=torch.int16).numpy()
+        filed: list[tuple[Any, ...]] = [(self._routes, self._step, torch.int16, np.int16(-1))]
+        if len(self._step_weights) == self._num_layers:
+            filed.append((self._weights, self._step_weights, torch.float16, np.float16(np.nan)))
+        for kept, step, dtype, absent in filed:
+            stacked = torch.stack([step[i][:total] for i in range(self._num_layers)], dim=1)
+            self._file_rows(kept, stacked.to(device="cpu", dtype=dtype).numpy(), absent, scheduler_output)
+
+    def _file_rows(self, kept: dict[int, Any], rows: Any, absent: Any, scheduler_output: Any) -> None:
+        """Files the rows of a step under the sequence and position that each belongs to."""
+        import numpy as np
+
         batch = self.model_runner.input_batch
         begin = 0
         for index, request_id in enumerate(batch.req_ids):
@@ -172,12 +194,12 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
             sequence = extra.get(SEQUENCE_KEY)
             if sequence is not None and count:
                 position = int(batch.num_computed_tokens_cpu[index])
-                held = self._routes.get(sequence)
+                held = kept.get(sequence)
                 if held is None or held.shape[0] < position + count:
-                    grown = np.full((position + count, *rows.shape[1:]), -1, dtype=np.int16)
+                    grown = np.full((position + count, *rows.shape[1:]), absent, dtype=rows.dtype)
                     if held is not None:
                         grown[: held.shape[0]] = held
-                    self._routes[sequence] = held = grown
+                    kept[sequence] = held = grown
                 held[position : position + count] = rows[begin : begin + count]
             begin += count
 

@@ -115,7 +115,13 @@ def _sample_part(
     if job.spec["routing"]:
         # Routes first: a part of the rollout is what says that the part is done.
         present = [route for route in routes if route is not None]
-        write_routing(run.routing_part("rollout/decode", part), present, columns["sequence_id"])
+        gates = [sequence.gates for sequence in sampled if sequence.gates is not None]
+        write_routing(
+            run.routing_part("rollout/decode", part),
+            present,
+            columns["sequence_id"],
+            gates=gates if len(gates) == len(present) else None,
+        )
     write_table(run.rollout_part(part), pa.table(columns, schema=rollout_schema()))
 
 

@@ -34,8 +34,8 @@ from mismatch_probe.engines.server.openai_engine import (
     no_httpx,
 )
 from mismatch_probe.engines.server.vllm_process import SERVED_NAME, VllmServerProcess, has_accelerator
-from mismatch_probe.engines.vllm_engine import complete_routes
 from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
+from mismatch_probe.engines.vllm_routes import complete_routes
 from mismatch_probe.errors import CaptureError, ConfigError
 
 _RPC = "/collective_rpc"

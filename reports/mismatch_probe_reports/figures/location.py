@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,7 +61,8 @@ def _draw(
     first: Json,
     names: list[str],
 ) -> None:
-    above, below = figure.subfigures(2, 1, height_ratios=(3.1, 0.5 + 0.3 * len(names)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3.1, 0.5 + 0.3 * len(names)))
+    above, below = parts
     left, right = above.subplots(1, 2, sharex=True)
     marked = read_number(first.get("layer")).value
     for panel, rows, key, title in (

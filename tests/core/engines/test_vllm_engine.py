@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mismatch_probe.engines.registry import engines
-from mismatch_probe.engines.vllm_engine import complete_routes
+from mismatch_probe.engines.vllm_routes import complete_gates, complete_routes
 from mismatch_probe.errors import CaptureError
 
 
@@ -38,3 +38,13 @@ def test_capabilities_are_asked_without_starting_anything():
     capabilities = engines.get("vllm").item.capabilities()
     assert capabilities.sampling
     assert capabilities.forced_decode
+
+
+def test_gates_are_whole_or_not_there():
+    gates = np.full((8, 2, 3), 0.25, dtype=np.float16)
+    assert complete_gates(gates, 6).shape == (6, 2, 3)
+    assert complete_gates(gates, 9) is None
+    assert complete_gates(None, 1) is None
+    gates[3, 1, 0] = np.nan
+    assert complete_gates(gates, 6) is None
+    assert complete_gates(gates, 3) is not None
