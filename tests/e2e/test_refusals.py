@@ -33,7 +33,7 @@ def refused(out: Path, *arguments: str, **options):
         (["--model", "/no/such/folder"], "/no/such/folder"),
         (["--model", "qwen3-30b-a3b"], "--layers"),
         (["--rollout", "vlm"], "vllm"),
-        (["--train", "megatron"], "transformers"),
+        (["--train", "transformer"], "transformers"),
         (["--set", "sampling.temprature=1"], "sampling.temperature"),
         (["--set", "sampling.max_tokens=100000"], "positions"),
         (["--prompts", "missing.jsonl"], "does not exist"),
