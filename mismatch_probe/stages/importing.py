@@ -221,7 +221,6 @@ def _manifest(
     temperature = config.sampling.temperature if "sampling" in given else None
     section = {**section, "sampling": {**dict.fromkeys(held["sampling"]), "temperature": temperature}}
     side = {
-        "engine": f"imported:{name}",
         "version": "unknown",
         "dtype": "unknown",
         "device": "unknown",
@@ -258,7 +257,10 @@ def _manifest(
             "reward": None,
         },
         "seeds": {"sampling": None},
-        "engines": {"rollout": side, **({"train": dict(side)} if parts.two_sided else {})},
+        "engines": {
+            "rollout": {"engine": f"imported:{name}", **side},
+            **({"train": {"scorer": f"imported:{name}", **side}} if parts.two_sided else {}),
+        },
         "responses_sha256": responses_hash(Trace(run, parts.num_parts).rollout),
         "stages": {"record": "done", **({"score": "done"} if parts.two_sided else {})},
         "imported": section,

@@ -25,7 +25,8 @@ def test_displacement_and_probabilities_agree(log_p, log_q):
         np.expm1(log_p - log_q), -np.expm1(log_p) * np.expm1(epsilon), rtol=1e-6, atol=1e-12
     )
     assert 0 <= got.tv[0] <= 1
-    assert got.kl_rollout_train[0] >= 2 * got.tv[0] ** 2 * (1 - 1e-9)  # Pinsker
+    # Pinsker; where the two agree to 1e-14 both sides are below what float64 resolves of their terms.
+    assert got.kl_rollout_train[0] >= 2 * got.tv[0] ** 2 * (1 - 1e-9) - 1e-30
     assert p <= 1
 
 
