@@ -46,7 +46,7 @@ def trl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
             if missing:
                 raise InconclusiveError(
                     f"{file.name} has no {', '.join(missing)}: it is text, and text is not what was sampled",
-                    hint="add the columns with log_extra (see docs/imports.md), or audit the checkpoint instead",
+                    hint="add these columns with log_extra, or audit the checkpoint instead",
                 )
             number = 0
             for batch in table.iter_batches(batch_size=_ROWS):
