@@ -17,6 +17,7 @@ from mismatch_probe.trace.trace import Trace
 GOLDEN = Path(__file__).parents[1] / "core" / "imports" / "golden"
 
 
+@pytest.mark.engine
 def test_one_sided_dump_gives_the_numbers_of_the_audit(embedded, tmp_path) -> None:
     """slime's rollout file, written from the tokens of an audit: scored, it measures what the audit measured."""
     audited = RunDirectory(embedded.path)
