@@ -126,11 +126,13 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
         self._gates = {}
         self._ordered = all(hasattr(module.router, "_compute_routing") for module in modules)
         for module in modules:
-            self._hook_router(module.router, layers.index(int(module.layer_id)))
+            # Where vLLM scales the experts' summed output, its router leaves the factor out of the weights.
+            scale = float(getattr(module, "routed_scaling_factor", 1.0))
+            self._hook_router(module.router, layers.index(int(module.layer_id)), scale)
         self._num_layers = len(layers)
         return len(layers)
 
-    def _hook_router(self, router: Any, index: int) -> None:
+    def _hook_router(self, router: Any, index: int, scale: float) -> None:
         compute_routing = getattr(router, "_compute_routing", None)
 
         def keep_gates(*args: Any, **kwargs: Any) -> Any:
@@ -147,7 +149,7 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
             else:
                 order = gates.argsort(dim=-1, descending=True, stable=True)
                 self._step[index] = ids.gather(-1, order).detach()
-                self._step_weights[index] = gates.gather(-1, order).detach()
+                self._step_weights[index] = scale * gates.gather(-1, order).detach().float()
 
         if compute_routing is not None:
             router._compute_routing = keep_gates  # noqa: SLF001 - the only place where gate weights are to be had

@@ -38,7 +38,7 @@ class RouterRule(Protocol):
 
 
 class SoftmaxRule:
-    """Qwen2/3-MoE, Qwen3-Next, OLMoE, Mixtral: softmax over all experts, optionally renormalised over the chosen."""
+    """Qwen2/3-MoE and kin, OLMoE, Mixtral: softmax over all experts, optionally renormalised over the chosen."""
 
     def gates(self, router: Any, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """See `RouterRule.gates`."""
@@ -68,7 +68,7 @@ class ChosenSoftmaxRule(SoftmaxRule):
 
 
 class SigmoidGroupRule:
-    """DeepSeek-V3: sigmoid scores; chosen with a bias among the best groups, weighted without it."""
+    """DeepSeek-V3, GLM-4.5 and their kin: sigmoid scores; chosen with a bias among the best groups, weighted without it."""
 
     def gates(self, router: Any, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Scores at the chosen experts, renormalised, times the scaling factor."""
@@ -95,7 +95,15 @@ _RULES: dict[str, RouterRule] = {
     "OlmoeTopKRouter": SoftmaxRule(),
     "MixtralTopKRouter": SoftmaxRule(),
     "GptOssTopKRouter": ChosenSoftmaxRule(),
+    "Qwen3OmniMoeThinkerTextTopKRouter": SoftmaxRule(),
     "DeepseekV3TopkRouter": SigmoidGroupRule(),
+    "DeepseekV32TopkRouter": SigmoidGroupRule(),
+    "Glm4MoeTopkRouter": SigmoidGroupRule(),
+    "Glm4MoeLiteTopkRouter": SigmoidGroupRule(),
+    "GlmMoeDsaTopkRouter": SigmoidGroupRule(),
+    "Dots1TopkRouter": SigmoidGroupRule(),
+    "KimiLinearTopkRouter": SigmoidGroupRule(),
+    "MiMoV2FlashTopkRouter": SigmoidGroupRule(),
 }
 
 

@@ -1,5 +1,8 @@
 """Capture and replay on real transformers models of every family that is claimed."""
 
+import importlib
+import inspect
+
 import pytest
 import torch
 import transformers
@@ -23,6 +26,10 @@ FAMILIES = {
         "n_group": 2, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
         "qk_nope_head_dim": 8, "v_head_dim": 16,
     },
+    "Glm4Moe": {
+        "n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1,
+        "n_group": 2, "topk_group": 1, "head_dim": 16, "routed_scaling_factor": 2.5,
+    },
 }  # fmt: skip
 
 
@@ -35,7 +42,7 @@ def model_of(family, dtype=torch.float32, **changes):
 @pytest.fixture(params=FAMILIES)
 def hooked(request):
     model = model_of(request.param)
-    num_layers = 1 if request.param == "DeepseekV3" else 2
+    num_layers = 2 - FAMILIES[request.param].get("first_k_dense_replace", 0)
     return model, hook_routers(model, num_moe_layers=num_layers)
 
 
@@ -55,6 +62,28 @@ def test_replaying_a_forwards_own_routes_changes_nothing(hooked):
     assert torch.equal(forward(model, hooks, IDS, forced=routes), free)
     # Nor does it matter in which order the engine listed them.
     assert torch.equal(forward(model, hooks, IDS, forced=routes.flip(-1)), free)
+
+
+@pytest.mark.parametrize(
+    ("kin", "tested"),
+    [
+        ("qwen3_next.Qwen3NextTopKRouter", "qwen3_moe.Qwen3MoeTopKRouter"),
+        ("qwen3_omni_moe.Qwen3OmniMoeThinkerTextTopKRouter", "qwen3_moe.Qwen3MoeTopKRouter"),
+        ("deepseek_v32.DeepseekV32TopkRouter", "deepseek_v3.DeepseekV3TopkRouter"),
+        ("glm4_moe_lite.Glm4MoeLiteTopkRouter", "deepseek_v3.DeepseekV3TopkRouter"),
+        ("glm_moe_dsa.GlmMoeDsaTopkRouter", "deepseek_v3.DeepseekV3TopkRouter"),
+        ("dots1.Dots1TopkRouter", "deepseek_v3.DeepseekV3TopkRouter"),
+        ("kimi_linear.KimiLinearTopkRouter", "deepseek_v3.DeepseekV3TopkRouter"),
+        ("mimo_v2_flash.MiMoV2FlashTopkRouter", "deepseek_v3.DeepseekV3TopkRouter"),
+    ],
+)
+def test_kin_of_a_tested_router_computes_as_it_does(kin, tested):
+    """Families that are claimed without a model of their own here: their routers' code is the tested one's."""
+    kin, tested = (
+        getattr(importlib.import_module(f"transformers.models.{module}.modeling_{module}"), name).forward
+        for module, name in (kin.split("."), tested.split("."))
+    )
+    assert inspect.getsource(kin) == inspect.getsource(tested)
 
 
 def test_other_routes_change_the_logits_and_only_where_they_are_forced(hooked):
