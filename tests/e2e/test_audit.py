@@ -121,6 +121,13 @@ def test_routes_cover_every_fed_token_of_every_layer(embedded, trace):
     assert (ranked[..., 1:] != ranked[..., :-1]).all()
 
 
+def test_gate_weights_of_both_engines_are_comparable(embedded):
+    for layer in embedded.result["routing"]["layers"]:
+        assert layer["gate_distance"] < 1e-3 < layer["gate_distance_flipped"]
+    gates = embedded.result["routing"]["replay"]["gates"]
+    assert gates["available"] and gates["explained_ids_and_gates"]["value"] is not None
+
+
 def test_replay_explains_most_of_the_drift(embedded):
     replay = embedded.result["routing"]["replay"]
     assert replay["k3_forward"]["value"] >= 3 * replay["k3_replay"]["value"]
