@@ -3,7 +3,9 @@
 MismatchProbeError
 ├── ConfigError             what was asked for is wrong: option, config file, model name, prompts
 ├── EngineUnavailableError  a package or a device that the engine needs is missing or broken
-│   └── EngineCrashError    the engine's process died, or failed with something it did not foresee
+│   ├── EngineCrashError    the engine's process died, or failed with something it did not foresee
+│   │   └── EngineKilledError  it was killed, or ended without a word: the same work may succeed elsewhere
+│   └── WorkerLostError     what held an engine is gone: a Ray actor or its node
 ├── CaptureError            an engine ran but did not give what it was asked for
 ├── RunDirectoryError       a run directory is in use, incomplete, or not ours
 └── InconclusiveError       nothing can be concluded: no tokens, ids that do not line up, routing missing
@@ -49,6 +51,14 @@ class EngineUnavailableError(MismatchProbeError):
 
 class EngineCrashError(EngineUnavailableError):
     """The process of an engine or scorer died, or failed with an error that it did not foresee."""
+
+
+class EngineKilledError(EngineCrashError):
+    """The process of an engine was killed or ended without a word, so nothing says that its work cannot be done."""
+
+
+class WorkerLostError(EngineUnavailableError):
+    """What held an engine is gone, a Ray actor or its node; the engine is not to blame."""
 
 
 class CaptureError(MismatchProbeError):

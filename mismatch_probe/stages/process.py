@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mismatch_probe import errors
-from mismatch_probe.errors import EngineCrashError, MismatchProbeError
-from mismatch_probe.stages.job import Job
+from mismatch_probe.errors import EngineCrashError, EngineKilledError, MismatchProbeError
+from mismatch_probe.stages.job import Job, Task
 
 _GRACE_S = 20
 _KINDS: dict[str, type[MismatchProbeError]] = {
@@ -21,6 +22,97 @@ _KINDS: dict[str, type[MismatchProbeError]] = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, MismatchProbeError)
 }
+
+
+class WorkerProcess:
+    """A process that holds an engine.
+
+    Args:
+        job: What to do.
+        log: Where the engine's own output goes (appended).
+        environment: Variables of the process beside this process's own.
+        handed: Whether tasks are handed over one by one (`hand`) instead of being the job's.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        handed: bool = False,
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        self._end: dict[str, Any] | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="mismatch-probe-")
+        job_file = Path(self._folder.name) / "job.json"
+        job_file.write_text(job.model_dump_json(), encoding="utf-8")
+        receive, send = os.pipe()
+        theirs, self._tasks = [send], None
+        if handed:
+            take, give = os.pipe()
+            theirs.append(take)
+            self._tasks = os.fdopen(give, "w", buffering=1, encoding="utf-8")
+        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with log.open("ab") as log_file:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "mismatch_probe.stages.worker", str(job_file), *map(str, theirs)],
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                pass_fds=theirs,
+                env={**quiet, **os.environ, **(environment or {})},
+            )
+        for descriptor in theirs:
+            os.close(descriptor)
+        self._stream = os.fdopen(receive, encoding="utf-8")
+
+    def hand(self, task: Task) -> None:
+        """Hands a task over; one that is dead already is found out by its events."""
+        if self._tasks is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._tasks.write(task.model_dump_json() + "\n")
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events as they come, until the process says that it is done or that it failed, or its pipe closes."""
+        for line in self._stream:
+            event = json.loads(line)
+            if event["event"] in ("done", "error"):
+                self._end = event
+            else:
+                yield event
+
+    def finish(self) -> dict[str, Any]:
+        """Waits for the process to end; no task is handed over any more.
+
+        Returns:
+            The facts of the engine that ran.
+
+        Raises:
+            MismatchProbeError: What the worker raised; EngineKilledError if it died without a word, EngineCrashError of
+                another error.
+        """
+        self._close_tasks()
+        for _ in self.events():
+            continue
+        status = self._process.wait()
+        if self._end is not None and self._end["event"] == "done":
+            return dict(self._end["facts"])
+        raise _failure(self._end, status, self._log)
+
+    def stop(self) -> None:
+        """Ends the process, politely at first; nothing happens to one that has ended."""
+        self._close_tasks()
+        _stop(self._process)
+        self._stream.close()
+        self._folder.cleanup()
+
+    def _close_tasks(self) -> None:
+        if self._tasks is not None:
+            # What a dead process did not take is still in the buffer.
+            with contextlib.suppress(BrokenPipeError):
+                self._tasks.close()
 
 
 def run_worker(
@@ -41,44 +133,15 @@ def run_worker(
         The facts of the engine that ran.
 
     Raises:
-        MismatchProbeError: What the worker raised; EngineCrashError if it died without a word or of another error.
+        MismatchProbeError: As `WorkerProcess.finish`.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    receive, send = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="mismatch-probe-") as folder, log.open("ab") as log_file:
-        job_file = Path(folder) / "job.json"
-        job_file.write_text(job.model_dump_json(), encoding="utf-8")
-        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "mismatch_probe.stages.worker", str(job_file), str(send)],
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            pass_fds=(send,),
-            env={**quiet, **os.environ, **(environment or {})},
-        )
-        os.close(send)
-        try:
-            end = _follow(receive, on_event)
-            status = process.wait()
-        finally:
-            _stop(process)
-    if end is not None and end["event"] == "done":
-        return dict(end["facts"])
-    raise _failure(end, status, log)
-
-
-def _follow(descriptor: int, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-    """Reads events until the pipe closes; the last "done" or "error" is the end."""
-    end = None
-    with os.fdopen(descriptor, encoding="utf-8") as stream:
-        for line in stream:
-            event = json.loads(line)
-            if event["event"] in ("done", "error"):
-                end = event
-            else:
-                on_event(event)
-    return end
+    worker = WorkerProcess(job, log, environment)
+    try:
+        for event in worker.events():
+            on_event(event)
+        return worker.finish()
+    finally:
+        worker.stop()
 
 
 def _failure(end: dict[str, Any] | None, status: int, log: Path) -> MismatchProbeError:
@@ -86,7 +149,7 @@ def _failure(end: dict[str, Any] | None, status: int, log: Path) -> MismatchProb
     if end is None:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         memory = "; signal 9 is often the kernel's answer to too little memory" if status == -9 else ""
-        return EngineCrashError(f"the engine process {how}{memory}", hint=where)
+        return EngineKilledError(f"the engine process {how}{memory}", hint=where)
     kind = _KINDS.get(end["kind"])
     if kind is None:
         return EngineCrashError(f"the engine process failed: {end['message']}", hint=where)

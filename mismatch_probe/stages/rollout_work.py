@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mismatch_probe.engines.protocol import (
     RolloutEngine,
 )
 from mismatch_probe.engines.registry import engines
-from mismatch_probe.stages.job import JobPrompt, RolloutJob
+from mismatch_probe.stages.job import JobPrompt, RolloutJob, Task
 from mismatch_probe.stages.refit_leg import REFIT_LEG, take_refit_leg
 from mismatch_probe.stages.worker import EventWriter
 from mismatch_probe.trace.parts import read_table, write_routing, write_table
@@ -26,15 +26,15 @@ from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.schema import rollout_schema, score_schema
 
 
-def run_rollout_job(job: RolloutJob, events: EventWriter) -> EngineFacts:
-    """Starts the engine and does every task of the job."""
+def run_rollout_job(job: RolloutJob, events: EventWriter, tasks: Iterable[Task] | None = None) -> EngineFacts:
+    """Starts the engine and does every task of the job, or those that are handed over one by one."""
     entry = engines.get(job.engine)
     events.send("loading", what=job.engine)
     engine = entry.item.make(EngineSpec(**{**job.spec, "model_path": Path(job.spec["model_path"])}))
     try:
         run = RunDirectory(job.run)
         facts = None
-        for task in job.tasks:
+        for task in job.tasks if tasks is None else tasks:
             events.send("leg", leg=task.leg)
             if task.leg == REFIT_LEG:
                 facts = engine.facts()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from mismatch_probe.trace.parts import read_routing, read_routing_part, write_ro
 from mismatch_probe.trace.run_directory import RunDirectory
 
 
-def run_score_job(job: ScoreJob, events: EventWriter) -> ScorerFacts:
-    """Loads the model once and does every task of the job."""
+def run_score_job(job: ScoreJob, events: EventWriter, tasks: Iterable[Task] | None = None) -> ScorerFacts:
+    """Loads the model once and does every task of the job, or those that are handed over one by one."""
     entry = scorers.get(job.scorer)
     events.send("loading", what=job.scorer)
     scorer = entry.item.make(ScorerSpec(**{**job.spec, "model_path": Path(job.spec["model_path"])}))
     try:
         facts = scorer.facts()
         run = RunDirectory(job.run)
-        for task in job.tasks:
+        for task in job.tasks if tasks is None else tasks:
             events.send("leg", leg=task.leg)
             if task.leg == STUDY:
                 _study(run, job, task, scorer, events)

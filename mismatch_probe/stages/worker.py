@@ -1,7 +1,8 @@
 """The process that holds an engine: reads a job, writes parts, reports events.
 
-Run as `python -m mismatch_probe.stages.worker JOB.json EVENT_FD`. Whatever an engine prints goes to this process's stdout
-and stderr (a log file); events go as JSON lines to their own descriptor, so no engine can garble them.
+Run as `python -m mismatch_probe.stages.worker JOB.json EVENT_FD [TASK_FD]`. With a third argument tasks come as JSON lines
+from that descriptor until it closes, in place of the job's own. Whatever an engine prints goes to this process's stdout and
+stderr (a log file); events go as JSON lines to their own descriptor, so no engine can garble them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pydantic import TypeAdapter
 
 from mismatch_probe.errors import MismatchProbeError
 from mismatch_probe.process_lifetime import die_with_parent
-from mismatch_probe.stages.job import Job, LayerStatesJob, RefitJob, RolloutJob
+from mismatch_probe.stages.job import Job, LayerStatesJob, RefitJob, RolloutJob, Task
 
 
 class EventWriter:
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(job, RolloutJob):
             from mismatch_probe.stages.rollout_work import run_rollout_job
 
-            facts = dataclasses.asdict(run_rollout_job(job, events))
+            facts = dataclasses.asdict(run_rollout_job(job, events, _handed(arguments)))
         elif isinstance(job, RefitJob):
             from mismatch_probe.stages.refit_work import run_refit_job
 
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
         else:
             from mismatch_probe.stages.score_work import run_score_job
 
-            facts = dataclasses.asdict(run_score_job(job, events))
+            facts = dataclasses.asdict(run_score_job(job, events, _handed(arguments)))
         events.send("done", facts=facts)
     except MismatchProbeError as error:
         traceback.print_exc()
@@ -76,6 +78,14 @@ def main(arguments: list[str]) -> int:
         )
         return 1
     return 0
+
+
+def _handed(arguments: list[str]) -> Iterator[Task] | None:
+    """Tasks as they are handed over, or None where the job has its own."""
+    if len(arguments) < 3:
+        return None
+    lines = os.fdopen(int(arguments[2]), encoding="utf-8")
+    return (Task.model_validate_json(line) for line in lines)
 
 
 if __name__ == "__main__":
