@@ -93,8 +93,7 @@ def read_model_facts(path: Path) -> ModelFacts:
     """
     folder = Path(path)
     config = _read_json(folder / "config.json", needed=True)
-    # Multimodal checkpoints keep the language model's numbers one level down.
-    text = {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
+    text = _text_level(config)
     generation = _read_json(folder / "generation_config.json", needed=False)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
@@ -181,6 +180,20 @@ def moe_layer_indices(config: Mapping[str, Any]) -> tuple[int, ...]:
         period, offset = int(config["expert_layer_period"]), int(config.get("expert_layer_offset") or 0)
         return tuple(i for i in layers if (i - offset) % period == 0)
     return tuple(layers)
+
+
+def read_text_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder, with a multimodal model's language part at the top level.
+
+    Raises:
+        ConfigError: There is none, or it is not readable JSON.
+    """
+    return _text_level(_read_json(folder / "config.json", needed=True))
+
+
+def _text_level(config: dict[str, Any]) -> dict[str, Any]:
+    # Multimodal checkpoints keep the language model's numbers one level down.
+    return {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
 
 
 def _read_json(path: Path, *, needed: bool) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mismatch_probe.engines.protocol import EngineCapabilities, EngineSpec, RolloutEngine
@@ -18,11 +19,14 @@ class EngineEntry:
         make: Starts the engine; heavy imports happen in here.
         capabilities: Cheap; imports nothing heavy.
         capabilities_with: The same under given `rollout.options`, where they matter; as cheap.
+        differences: For an engine with a weight file of its own: where that is not the model of the checkpoint folder,
+            as (key, the engine's value, the checkpoint's). Takes the folder and `rollout.options`.
     """
 
     make: Callable[[EngineSpec], RolloutEngine]
     capabilities: Callable[[], EngineCapabilities]
     capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None
+    differences: Callable[[Path, Mapping[str, Any]], Sequence[tuple[str, str, str]]] | None = None
 
     def able(self, options: Mapping[str, Any]) -> EngineCapabilities:
         """What the engine can give when it is started with `options`."""
@@ -30,6 +34,7 @@ class EngineEntry:
 
 
 def _load_own() -> None:
+    import mismatch_probe.engines.llama_cpp_engine
     import mismatch_probe.engines.server.openai_engine
     import mismatch_probe.engines.server.vllm_server_engine
     import mismatch_probe.engines.transformers_engine
@@ -45,11 +50,12 @@ def register_engine(
     summary: str,
     capabilities: Callable[[], EngineCapabilities],
     capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None,
+    differences: Callable[[Path, Mapping[str, Any]], Sequence[tuple[str, str, str]]] | None = None,
 ) -> Callable[[Callable[[EngineSpec], RolloutEngine]], Callable[[EngineSpec], RolloutEngine]]:
     """Decorates an engine's factory so that `--rollout NAME` finds it."""
 
     def register(make: Callable[[EngineSpec], RolloutEngine]) -> Callable[[EngineSpec], RolloutEngine]:
-        engines.add(name, EngineEntry(make, capabilities, capabilities_with), summary)
+        engines.add(name, EngineEntry(make, capabilities, capabilities_with, differences), summary)
         return make
 
     return register

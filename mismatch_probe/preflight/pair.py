@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mismatch_probe.engines.registry import engines
 from mismatch_probe.errors import ConfigError
 
 # Keys that say how a checkpoint was stored or trained, not what it computes.
@@ -55,15 +57,30 @@ def config_differences(rollout: Path, train: Path) -> list[ConfigDifference]:
     return differences
 
 
-def check_pair(rollout: Path, train: Path) -> None:
+def engine_differences(engine: str, options: Mapping[str, Any], checkpoint: Path) -> list[ConfigDifference]:
+    """Where an engine's own weight file (a GGUF file, say) is not the model of a checkpoint folder.
+
+    Args:
+        engine: Name of a registered rollout engine.
+        options: `rollout.options`.
+        checkpoint: The folder.
+    """
+    ask = engines.get(engine).item.differences
+    return [] if ask is None else [ConfigDifference(*item) for item in ask(checkpoint, options)]
+
+
+def check_pair(rollout: Path, train: Path, own: Sequence[ConfigDifference] = ()) -> None:
     """Raises if the two sides are not one model.
+
+    Args:
+        rollout: Folder of the rollout side's checkpoint.
+        train: Folder of the training side's checkpoint.
+        own: Where the engine's own weight file differs (`engine_differences`).
 
     Raises:
         ConfigError: Vocabulary or configuration differ; the message names the first difference.
     """
-    if rollout == train:
-        return
-    differences = config_differences(rollout, train)
+    differences = [*own, *(config_differences(rollout, train) if rollout != train else ())]
     if differences:
         first = differences[0]
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""

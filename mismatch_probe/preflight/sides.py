@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mismatch_probe.config.model import ProbeConfig
-from mismatch_probe.preflight.pair import ConfigDifference, config_differences
+from mismatch_probe.preflight.pair import ConfigDifference, config_differences, engine_differences
 
 ASPECTS = ("dtype", "rope", "norms", "vocabulary", "generation config", "chat template", "architecture")
 
@@ -47,7 +47,8 @@ def compare_sides(config: ProbeConfig, rollout: Path, train: Path) -> tuple[Aspe
         One entry for each of `ASPECTS`, in that order.
     """
     found: dict[str, list[ConfigDifference]] = {name: [] for name in ASPECTS}
-    for item in config_differences(rollout, train):
+    own = engine_differences(config.rollout.engine, config.rollout.options, rollout)
+    for item in [*own, *config_differences(rollout, train)]:
         found[_aspect(item.key)].append(item)
     found["dtype"] += _dtype_differences(config, rollout, train)
     found["generation config"] += _generation_differences(rollout, train)

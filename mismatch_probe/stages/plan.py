@@ -12,7 +12,7 @@ from mismatch_probe.engines.registry import engines
 from mismatch_probe.errors import ConfigError, EngineUnavailableError
 from mismatch_probe.preflight.capabilities import Pair, Settled, settle
 from mismatch_probe.preflight.environment import check_environment
-from mismatch_probe.preflight.pair import check_pair
+from mismatch_probe.preflight.pair import check_pair, engine_differences
 from mismatch_probe.prompts.prompt_set import PromptSet, check_lengths, load_prompts
 from mismatch_probe.scorers.registry import scorers
 from mismatch_probe.stages.events import Watcher
@@ -83,7 +83,8 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
     same = config.train_model == config.rollout_model
     train_model = rollout_model if same else _resolve(config.train_model, None, watcher)
     facts = read_model_facts(rollout_model.path)
-    check_pair(rollout_model.path, train_model.path)
+    own = engine_differences(config.rollout.engine, config.rollout.options, rollout_model.path)
+    check_pair(rollout_model.path, train_model.path, own)
     check = scorers.get(config.train.scorer).item.check
     if check is not None:
         check(train_model.path, config.train.options)
