@@ -29,6 +29,14 @@ SetOption = Annotated[
         "--set", "-s", metavar="KEY=VALUE", help="Set one configuration key; may be given several times."
     ),
 ]
+RayOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ray",
+        metavar="N",
+        help="Share the parts between N engines, each in a Ray actor; 0: without Ray.",
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

@@ -145,6 +145,34 @@ class PromptConfig(_Section):
     reward: str | None = None
 
 
+class RayConfig(_Section):
+    """Record and score spread over Ray actors, each with an engine of its own.
+
+    Attributes:
+        workers: Rollout engines at once; 0 leaves Ray out.
+        score_workers: Training-side models at once; None takes `workers`.
+        address: Of a running cluster ("auto", "host:6379"); None starts Ray on this machine alone.
+        cpus_per_worker: CPUs that an actor reserves; where OMP_NUM_THREADS is not set, also its threads.
+        gpus_per_worker: GPUs that an actor reserves; None takes what the engine's own parallelism needs.
+        max_restarts: Lost workers that are replaced in a stage before it ends with an error.
+    """
+
+    workers: int = Field(default=0, ge=0)
+    score_workers: int | None = Field(default=None, ge=1)
+    address: str | None = None
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    max_restarts: int = Field(default=3, ge=0)
+
+    @model_validator(mode="after")
+    def _needs_workers(self) -> RayConfig:
+        if self.model_fields_set and "workers" not in self.model_fields_set:
+            raise ValueError(
+                "ray.workers is not set: it says how many actors there are, and without it Ray is not used"
+            )
+        return self
+
+
 class ProbeConfig(_Section):
     """A whole audit.
 
@@ -161,6 +189,7 @@ class ProbeConfig(_Section):
         bars: Changes to the bars of the verdict, by key.
         out: The run directory.
         part_sequences: Sequences per part on disk; whole prompts, so it is rounded up to the group size.
+        ray: Record and score over Ray actors.
         trust_remote_code: Whether code that comes with a checkpoint may run.
     """
 
@@ -176,6 +205,7 @@ class ProbeConfig(_Section):
     bars: dict[str, Any] = Field(default_factory=dict)
     out: Path = Path("runs/audit")
     part_sequences: int = Field(default=64, ge=1)
+    ray: RayConfig = RayConfig()
     trust_remote_code: bool = False
 
     @model_validator(mode="after")

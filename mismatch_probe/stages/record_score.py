@@ -9,6 +9,7 @@ from mismatch_probe.config.model import Leg
 from mismatch_probe.errors import ConfigError, MismatchProbeError, RunDirectoryError
 from mismatch_probe.scorers.registry import scorers
 from mismatch_probe.stages.events import Watcher
+from mismatch_probe.stages.executor import Execute
 from mismatch_probe.stages.job import JobPrompt, ReplayPlan, RolloutJob, ScoreJob, Task
 from mismatch_probe.stages.plan import RunPlan
 from mismatch_probe.stages.process import run_worker
@@ -42,8 +43,14 @@ def begin_manifest(run: RunDirectory, plan: RunPlan, command: str, *, resume: bo
     run.write_manifest({**held, "legs": fresh["legs"], "versions": fresh["versions"]})
 
 
-def record(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
+def record(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute = run_worker) -> None:
     """Samples responses and takes the other legs of the rollout engine.
+
+    Args:
+        run: Where to.
+        plan: What.
+        watcher: Told of progress.
+        execute: Where the engine runs.
 
     Raises:
         MismatchProbeError: What the engine raised.
@@ -75,7 +82,7 @@ def record(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
             tasks=tasks,
         )
         log, follow = run.log_path("rollout"), _follow(plan, tasks, watcher, config.rollout.engine)
-        run_rollout_worker(run, lambda on_event: run_worker(job, log, on_event), follow)
+        run_rollout_worker(run, lambda on_event: execute(job, log, on_event), follow)
     rollout = Trace(run, plan.num_parts).rollout
     manifest = run.read_manifest()
     manifest["responses_sha256"] = responses_hash(rollout)
@@ -116,8 +123,14 @@ def run_rollout_worker(
             write_refit_failure(run, f"loading the checkpoint again ended the engine: {error.message}")
 
 
-def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
+def score(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute = run_worker) -> None:
     """Takes the legs of the training side; `train/reference` with a float32 model of its own.
+
+    Args:
+        run: Where the rollout is.
+        plan: What.
+        watcher: Told of progress.
+        execute: Where the scorer runs.
 
     Raises:
         MismatchProbeError: What the scorer raised.
@@ -153,7 +166,7 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher) -> None:
             tasks=tasks,
             replay=replay,
         )
-        facts = run_worker(
+        facts = execute(
             job, run.log_path(name), _follow(plan, tasks, watcher, f"{plan.config.train.scorer} {dtype}")
         )
         _note(run, name, facts)
@@ -207,6 +220,8 @@ def _follow(
                 watcher.message(f"starting {what}")
             case "leg":
                 start(event["leg"])
+            case "message":
+                watcher.message(event["text"])
             case "progress":
                 watcher.stage_progress(event["leg"], event["sequences"], event["tokens"])
             case "part":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mismatch_probe.stages.events import Watcher
+from mismatch_probe.stages.executor import open_executor
 from mismatch_probe.stages.measure import measure_run
 from mismatch_probe.stages.plan import RunPlan
 from mismatch_probe.stages.record_score import begin_manifest, record, score
@@ -33,8 +34,9 @@ def audit_run(
         MismatchProbeError: What a stage raised.
     """
     begin_manifest(run, plan, command, resume=resume)
-    record(run, plan, watcher)
-    score(run, plan, watcher)
+    with open_executor(plan.config) as execute:
+        record(run, plan, watcher, execute)
+        score(run, plan, watcher, execute)
     watcher.message("measuring")
     result = measure_run(run, plan.config.bars)
     return simulate_run(run, SimulationPlan(), watcher) if simulate else result

@@ -12,6 +12,7 @@ from mismatch_probe_cli.options import (
     ForceOption,
     Format,
     FormatOption,
+    RayOption,
     SetOption,
     command_line,
 )
@@ -44,6 +45,7 @@ def audit(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run directory.")] = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
+    ray: RayOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: ForceOption = False,
     output_format: FormatOption = Format.text,
@@ -61,6 +63,8 @@ def audit(
     `mismatch-probe audit --model qwen3-30b-a3b --layers 2 --num-prompts 4 --max-tokens 16 --out runs/geometry`
 
     `mismatch-probe audit --rollout vllm --rollout transformers --train transformers --out runs/matrix`
+
+    `mismatch-probe audit --ray 4 --set rollout.options.tensor_parallel_size=2 --out runs/node`
 
     `mismatch-probe audit --out runs/first --resume`
     """
@@ -87,6 +91,7 @@ def audit(
         "sampling.samples": samples,
         "sampling.max_tokens": max_tokens,
         "out": None if out is None else str(out),
+        "ray.workers": ray,
     }
     base = None
     if resume:

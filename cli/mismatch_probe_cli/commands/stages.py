@@ -12,6 +12,7 @@ from mismatch_probe_cli.options import (
     ForceOption,
     Format,
     FormatOption,
+    RayOption,
     RunArgument,
     SetOption,
     command_line,
@@ -23,6 +24,7 @@ def record(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run directory.")] = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
+    ray: RayOption = None,
     force: ForceOption = False,
 ) -> None:
     """Samples responses with the rollout engine and takes its legs; `score` goes on from there, here or elsewhere.
@@ -34,6 +36,7 @@ def record(
     `mismatch-probe record --config probe.toml --set sampling.temperature=0.8 --out runs/cool`
     """
     from mismatch_probe.config.load import load_config
+    from mismatch_probe.stages.executor import open_executor
     from mismatch_probe.stages.plan import make_plan
     from mismatch_probe.stages.record_score import begin_manifest
     from mismatch_probe.stages.record_score import record as record_stage
@@ -41,7 +44,9 @@ def record(
     from mismatch_probe_cli.console import ProgressWatcher
 
     settings = load_config(
-        config, assignments or (), {"model": model, "out": None if out is None else str(out)}
+        config,
+        assignments or (),
+        {"model": model, "out": None if out is None else str(out), "ray.workers": ray},
     )
     run = RunDirectory(settings.out)
     run.check_free(force=force, resume=False)
@@ -49,13 +54,15 @@ def record(
         plan = make_plan(settings, watcher)
         with run.claim(force=force):
             begin_manifest(run, plan, command_line(), resume=False)
-            record_stage(run, plan, watcher)
+            with open_executor(settings) as execute:
+                record_stage(run, plan, watcher, execute)
 
 
 def score(
     run_path: RunArgument,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Checkpoint of an imported run.")] = None,
     assignments: SetOption = None,
+    ray: RayOption = None,
 ) -> None:
     """Takes the training-side legs of a recorded run; parts that are there are not done again.
 
@@ -69,6 +76,7 @@ def score(
     """
     from mismatch_probe.config.load import load_config
     from mismatch_probe.errors import ConfigError
+    from mismatch_probe.stages.executor import open_executor
     from mismatch_probe.stages.imported_plan import begin_imported, plan_imported
     from mismatch_probe.stages.plan import make_plan
     from mismatch_probe.stages.record_score import begin_manifest
@@ -82,7 +90,12 @@ def score(
         raise ConfigError(
             f"{run_path} was recorded with a checkpoint of its own", hint="leave out --model, or record again"
         )
-    settings = load_config(None, assignments or (), {"model": model, "out": str(run_path)}, run.resume_base())
+    settings = load_config(
+        None,
+        assignments or (),
+        {"model": model, "out": str(run_path), "ray.workers": ray},
+        run.resume_base(),
+    )
     with ProgressWatcher() as watcher:
         plan = plan_imported(run, settings, watcher) if imported else make_plan(settings, watcher)
         with run.claim(resume=True):
@@ -90,7 +103,8 @@ def score(
                 begin_imported(run, plan)
             else:
                 begin_manifest(run, plan, command_line(), resume=True)
-            score_stage(run, plan, watcher)
+            with open_executor(settings) as execute:
+                score_stage(run, plan, watcher, execute)
 
 
 def measure(
