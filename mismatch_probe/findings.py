@@ -249,10 +249,11 @@ CATALOGUE: dict[str, Explanation] = {
         "give prompts with answers, or import advantages",
     ),
     "MP905": Explanation(
-        "tokens outside the loss are in the drift",
-        "The run has a loss mask. Weights, simulation and tuning leave masked tokens out; token and sequence drift, legs "
-        "and routing are over all response tokens.",
-        "compare drift with drift and weights with weights; for the drift of the loss alone, write runs without them",
+        "tokens outside the loss are left out",
+        "The run has a loss mask: tokens the policy did not sample, such as a tool's output. Drift, legs, weights and "
+        "simulation are those of the other tokens, and positions and lengths count only them. Routes are compared at "
+        "every fed token, as for a prompt.",
+        "nothing, if the share of masked tokens is what the rollouts are known to have",
     ),
 }
 

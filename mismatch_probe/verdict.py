@@ -140,7 +140,7 @@ def _data(result: Mapping[str, Any]) -> Iterator[Finding]:
     masked = result["data_quality"].get("masked_tokens") or 0
     if masked:
         yield finding(
-            "MP905", "warning", f"{masked} of {_num_tokens(result)} response tokens are outside the loss",
+            "MP905", "info", f"{masked} response tokens are outside the loss and are left out",
             observed=masked, unit="tokens", n=_num_tokens(result),
         )  # fmt: skip
 

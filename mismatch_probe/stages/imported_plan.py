@@ -61,7 +61,7 @@ def plan_imported(run: RunDirectory, config: ProbeConfig, watcher: Watcher) -> R
 
     model: ModelSource = resolve_model(config.train_model, layers=config.layers, progress=progress)
     facts = read_model_facts(model.path)
-    rollout = Trace(run, int(manifest["num_parts"])).rollout
+    rollout = Trace(run, int(manifest["num_parts"])).recorded
     largest = int(max(rollout.prompt_tokens.max(initial=0), rollout.response_tokens.max(initial=0)))
     if largest >= facts.vocab_size:
         raise InconclusiveError(

@@ -261,7 +261,7 @@ def _manifest(
             "rollout": {"engine": f"imported:{name}", **side},
             **({"train": {"scorer": f"imported:{name}", **side}} if parts.two_sided else {}),
         },
-        "responses_sha256": responses_hash(Trace(run, parts.num_parts).rollout),
+        "responses_sha256": responses_hash(Trace(run, parts.num_parts).recorded),
         "stages": {"record": "done", **({"score": "done"} if parts.two_sided else {})},
         "imported": section,
     }

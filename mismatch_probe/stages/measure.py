@@ -18,7 +18,7 @@ from mismatch_probe.stages.drift_sections import broken_legs, drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
 from mismatch_probe.stages.weight_sync import weight_sync_section
-from mismatch_probe.stages.weights_section import masked_tokens, weights_sections
+from mismatch_probe.stages.weights_section import weights_sections
 from mismatch_probe.trace.parts import write_json
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
@@ -72,7 +72,8 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         # The fault is named all the same: what it is stands in data_quality, what to do about it in causes.
         result |= {name: dict(result["token"]) for name in ("legs", "routing", "weights")}
     result["data_quality"]["broken_legs"] = broken
-    result["data_quality"]["masked_tokens"] = masked_tokens(run, trace, num_parts)
+    counted = trace.counted
+    result["data_quality"]["masked_tokens"] = 0 if counted is None else int(np.count_nonzero(~counted))
     result["causes"] = causes_section(run, trace, legs, manifest, result)
     verdict = judge(result, bars)
     result.update(

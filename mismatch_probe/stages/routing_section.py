@@ -85,27 +85,31 @@ def accumulate_routing(trace: Trace, *, num_experts: int) -> RoutingAccumulator:
     Raises:
         InconclusiveError: Routes do not cover every fed token.
     """
-    rollout = trace.rollout
+    rollout, recorded, counted = trace.rollout, trace.recorded, trace.counted
     log_ratio = trace.logprobs("train/forward") - rollout.logprobs
     prompt_lengths = np.diff(rollout.prompt_offsets)
     routing: RoutingAccumulator | None = None
     begin = 0
-    for recorded, trained in zip(
+    for sampled, trained in zip(
         trace.route_parts("rollout/decode"), trace.route_parts("train/forward"), strict=True
     ):
-        end = begin + len(recorded.sequence_id)
+        end = begin + len(sampled.sequence_id)
         if routing is None:
-            _, num_layers, top_k = recorded.experts.shape
+            _, num_layers, top_k = sampled.experts.shape
             routing = RoutingAccumulator(num_layers=num_layers, num_experts=num_experts, top_k=top_k)
+        predicting = predicting_positions(prompt_lengths[begin:end], recorded.lengths[begin:end])
+        if counted is not None:
+            # Routes are compared wherever both sides ran; drift is that of the tokens that count.
+            predicting = predicting[counted[recorded.offsets[begin] : recorded.offsets[end]]]
         routing.update(
             RoutedPart(
-                rollout=recorded.experts,
+                rollout=sampled.experts,
                 train=trained.experts,
-                lengths=np.diff(recorded.offsets),
+                lengths=np.diff(sampled.offsets),
                 prompts=rollout.prompt_index[begin:end],
-                predicting=predicting_positions(prompt_lengths[begin:end], rollout.lengths[begin:end]),
+                predicting=predicting,
                 log_ratio=log_ratio[rollout.offsets[begin] : rollout.offsets[end]],
-                rollout_gates=recorded.gates,
+                rollout_gates=sampled.gates,
                 train_gates=trained.gates,
                 margins=trained.margins,
             )

@@ -195,7 +195,7 @@ def score_checkpoint(
         {
             "checkpoint": facts.path.name,
             "weights_sha256": facts.weights_sha256,
-            "responses_sha256": responses_hash(trace.rollout),
+            "responses_sha256": responses_hash(trace.recorded),
             "scorer": reading.scorer,
             "spec": reading.spec,
             "temperature": reading.temperature,

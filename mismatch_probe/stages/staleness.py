@@ -171,7 +171,7 @@ def _whose(manifest: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
     """What a fit belongs to: the run's weights and responses."""
     return {
         "weights_sha256": manifest["model"].get("weights_sha256"),
-        "responses_sha256": responses_hash(trace.rollout),
+        "responses_sha256": responses_hash(trace.recorded),
     }
 
 

@@ -55,8 +55,9 @@ def read_responses(run: RunDirectory, trace: Trace, num_parts: int) -> Responses
         RunDirectoryError: A part is missing or damaged, or a column does not line up with the tokens.
     """
     rollout = trace.rollout
-    old = _column(run, num_parts, "old_logprobs", rollout.offsets)
-    mask = _column(run, num_parts, "loss_mask", rollout.offsets)
+    old = _column(run, num_parts, "old_logprobs", trace.recorded.offsets)
+    if old is not None and trace.counted is not None:
+        old = old[trace.counted]
     return Responses.of(
         trace.logprobs("train/forward"),
         rollout.logprobs,
@@ -64,14 +65,7 @@ def read_responses(run: RunDirectory, trace: Trace, num_parts: int) -> Responses
         rollout.prompt_index,
         rollout.advantage,
         old_logprobs=None if old is None else old.astype(np.float64),
-        mask=mask,
     )
-
-
-def masked_tokens(run: RunDirectory, trace: Trace, num_parts: int) -> int:
-    """How many response tokens the run's loss mask leaves out; 0 without one. Arguments as of `read_responses`."""
-    mask = _column(run, num_parts, "loss_mask", trace.rollout.offsets)
-    return 0 if mask is None else int(np.count_nonzero(~mask.astype(bool)))
 
 
 def _column(

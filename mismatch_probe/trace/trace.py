@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,11 +17,12 @@ from mismatch_probe.trace.schema import refit_schema, replay_schema, rollout_sch
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was sampled, as flat arrays.
+    """Responses as flat arrays.
 
     Attributes:
         sequence_id: int64 [sequences].
@@ -73,6 +74,10 @@ class RefitReading:
 class Trace:
     """Reads the parts of a run.
 
+    Tokens outside the loss mask (a tool's output, say) were not sampled by the policy: `rollout`, `logprobs`, `entropy`,
+    `refit` and `replay_cases` leave them out, so that every number is that of the responses without them. `recorded`
+    has them all, and routes are of every fed token, as a prompt's are.
+
     Args:
         run: The run directory.
         num_parts: How many parts the run has.
@@ -83,17 +88,66 @@ class Trace:
         self._num_parts = num_parts
 
     @cached_property
+    def _table(self) -> Any:
+        import pyarrow as pa
+
+        tables = [read_table(self._run.rollout_part(i), rollout_schema()) for i in range(self._num_parts)]
+        return pa.concat_tables(tables).combine_chunks()
+
+    @cached_property
     def rollout(self) -> Rollout:
-        """What was sampled.
+        """What was sampled: the recorded responses without the tokens that do not count.
+
+        Raises:
+            RunDirectoryError: A part is missing or damaged.
+            InconclusiveError: There is not one response token, or none counts.
+        """
+        recorded, counted = self.recorded, self.counted
+        if counted is None:
+            return recorded
+        if not counted.any():
+            raise InconclusiveError(
+                "the loss mask leaves no response token", hint="is the mask the right way round?"
+            )
+        return replace(
+            recorded,
+            response_tokens=recorded.response_tokens[counted],
+            logprobs=recorded.logprobs[counted],
+            offsets=np.concatenate([[0], np.cumsum(counted)])[recorded.offsets],
+        )
+
+    @cached_property
+    def counted(self) -> BoolArray | None:
+        """Which recorded response tokens the loss mask keeps, bool flat; None where every one counts.
+
+        Raises:
+            RunDirectoryError: A mask is not one value for every response token.
+        """
+        column, offsets = self._table["loss_mask"], self.recorded.offsets
+        if column.null_count == len(column):
+            return None
+        counted = np.ones(int(offsets[-1]), dtype=np.bool_)
+        for row, mask in enumerate(column.to_pylist()):
+            if mask is None:
+                continue
+            begin, end = offsets[row], offsets[row + 1]
+            if len(mask) != end - begin or None in mask:
+                raise RunDirectoryError(
+                    f"{self._run.path}: loss_mask does not have one value for every response token",
+                    hint="write the rollout parts again",
+                )
+            counted[begin:end] = mask
+        return None if counted.all() else counted
+
+    @cached_property
+    def recorded(self) -> Rollout:
+        """Every response token of the run, those outside the loss mask included.
 
         Raises:
             RunDirectoryError: A part is missing or damaged.
             InconclusiveError: There is not one response token.
         """
-        import pyarrow as pa
-
-        tables = [read_table(self._run.rollout_part(i), rollout_schema()) for i in range(self._num_parts)]
-        table = pa.concat_tables(tables).combine_chunks()
+        table = self._table
         if table.num_rows == 0:
             raise InconclusiveError("the run has no sequences", hint="check the prompts")
         prompt_tokens, prompt_offsets = _flatten(table["prompt_token_ids"])
@@ -133,14 +187,17 @@ class Trace:
         parts = [(table["sequence_id"].to_numpy(), *_flatten(table["logprobs"])) for table in tables]
         ids = np.concatenate([part[0] for part in parts])
         lengths = np.concatenate([np.diff(part[2]) for part in parts])
-        if not np.array_equal(ids, self.rollout.sequence_id) or not np.array_equal(
-            lengths, self.rollout.lengths
+        if not np.array_equal(ids, self.recorded.sequence_id) or not np.array_equal(
+            lengths, self.recorded.lengths
         ):
             raise InconclusiveError(
                 f"the leg {leg} does not line up with the sampled sequences",
                 hint="score it again into a fresh run",
             )
-        return np.concatenate([part[1] for part in parts]).astype(np.float64)
+        return self._keep(np.concatenate([part[1] for part in parts]).astype(np.float64))
+
+    def _keep(self, values: FloatArray) -> FloatArray:
+        return values if self.counted is None else values[self.counted]
 
     def refit(self) -> RefitReading:
         """What the leg `rollout/refit` read.
@@ -152,10 +209,10 @@ class Trace:
         fresh, offsets = _flatten(table["fresh"])
         reloaded, after = _flatten(table["logprobs"])
         ids = table["sequence_id"].to_numpy()
-        rows = np.flatnonzero(np.isin(self.rollout.sequence_id, ids))
-        lengths = self.rollout.lengths[rows]
+        rows = np.flatnonzero(np.isin(self.recorded.sequence_id, ids))
+        lengths = self.recorded.lengths[rows]
         if not (
-            np.array_equal(self.rollout.sequence_id[rows], ids)
+            np.array_equal(self.recorded.sequence_id[rows], ids)
             and np.array_equal(np.diff(offsets), lengths)
             and np.array_equal(np.diff(after), lengths)
         ):
@@ -163,6 +220,10 @@ class Trace:
                 "the leg rollout/refit does not line up with the sampled sequences",
                 hint="record the run again",
             )
+        if self.counted is not None:
+            kept = self.counted[np.repeat(np.isin(self.recorded.sequence_id, ids), self.recorded.lengths)]
+            fresh, reloaded = fresh[kept], reloaded[kept]
+            offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
         return RefitReading(
             fresh.astype(np.float64), reloaded.astype(np.float64), offsets, self.rollout.prompt_index[rows]
         )
@@ -173,7 +234,7 @@ class Trace:
         if any(column.null_count for column in columns):
             return None
         values = np.concatenate([_flatten(column)[0] for column in columns]).astype(np.float64)
-        return values if values.size == self.rollout.offsets[-1] else None
+        return self._keep(values) if values.size == self.recorded.offsets[-1] else None
 
     def _score_tables(self, leg: str) -> list[Any]:
         tables = [
@@ -190,8 +251,8 @@ class Trace:
         parts = [read_routing(self._run.routing_part(leg, index)) for index in range(self._num_parts)]
         ids = np.concatenate([part[2] for part in parts])
         lengths = np.concatenate([np.diff(part[1]) for part in parts])
-        expected = np.diff(self.rollout.prompt_offsets) + self.rollout.lengths - 1
-        if not np.array_equal(ids, self.rollout.sequence_id) or not np.array_equal(lengths, expected):
+        expected = np.diff(self.recorded.prompt_offsets) + self.recorded.lengths - 1
+        if not np.array_equal(ids, self.recorded.sequence_id) or not np.array_equal(lengths, expected):
             raise InconclusiveError(
                 f"the routes of {leg} do not cover every fed token", hint="record the run again"
             )
@@ -204,13 +265,13 @@ class Trace:
         Raises:
             InconclusiveError: Routes of some sequence or token are missing.
         """
-        fed = np.diff(self.rollout.prompt_offsets) + self.rollout.lengths - 1
+        fed = np.diff(self.recorded.prompt_offsets) + self.recorded.lengths - 1
         begin = 0
         for index in range(self._num_parts):
             part = read_routing_part(self._run.routing_part(leg, index))
             end = begin + len(part.sequence_id)
             if not np.array_equal(
-                part.sequence_id, self.rollout.sequence_id[begin:end]
+                part.sequence_id, self.recorded.sequence_id[begin:end]
             ) or not np.array_equal(np.diff(part.offsets), fed[begin:end]):
                 break
             yield part
@@ -229,12 +290,18 @@ class Trace:
         cases: dict[str, dict[int, FloatArray]] = {}
         if not all(path.is_file() for path in paths):
             return cases
+        places = {int(sequence): place for place, sequence in enumerate(self.recorded.sequence_id)}
+        bounds = self.recorded.offsets
         for path in paths:
             table = read_table(path, replay_schema())
             for case, sequence, logprobs in zip(
                 table["case"].to_pylist(), table["sequence_id"].to_pylist(), table["logprobs"], strict=True
             ):
-                cases.setdefault(case, {})[sequence] = np.array(logprobs.values, dtype=np.float64)
+                values = np.array(logprobs.values, dtype=np.float64)
+                place = places.get(sequence)
+                if place is not None and self.counted is not None:
+                    values = values[self.counted[bounds[place] : bounds[place + 1]]]
+                cases.setdefault(case, {})[sequence] = values
         return cases
 
 

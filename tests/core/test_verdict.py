@@ -145,7 +145,7 @@ def test_a_failed_validity_check_is_drift_and_a_lattice_is_a_note():
         ({"weight_sync": {"available": False, "failed": True, "reason": "it died"}}, "MP603", "warning"),
         ({"provenance__model__is_random": True}, "MP903", "info"),
         ({"provenance__has_advantages": False}, "MP904", "info"),
-        ({"data_quality__masked_tokens": 30}, "MP905", "warning"),
+        ({"data_quality__masked_tokens": 30}, "MP905", "info"),
         ({"weights": {"gspo": {"label": "GSPO", "mass_ratio": sure(0.3), "kept_fraction": estimate(0.9)}}},
          "MP501", "warning"),
         ({"weights": {"gspo": {"label": "GSPO", "mass_ratio": estimate(1.0), "kept_fraction": estimate(0.2)}}},
