@@ -1,0 +1,114 @@
+"""Drift of one batch as a flat dict of numbers, for a training loop's logger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mismatch_probe.errors import ConfigError
+from mismatch_probe.stats.effective_size import effective_sample_size
+from mismatch_probe.stats.kl import chi2, kl_estimates
+from mismatch_probe.stats.layout import FloatArray
+from mismatch_probe.stats.pareto import pareto_k
+from mismatch_probe.stats.tails import quantiles
+
+FAR_RATIO = 2.0
+"""Tokens whose ratio is beyond this, either way, are counted as far."""
+
+
+def drift_metrics(
+    rollout_logprobs: Any, train_logprobs: Any, mask: Any, *, prefix: str = "mismatch/"
+) -> dict[str, float]:
+    """Statistics of log_ratio = train - rollout over one batch, without intervals: one step has too few prompts for them.
+
+    Args:
+        rollout_logprobs: [sequences, tokens] nats, of the policy that sampled (or of any reading to compare against);
+            a torch tensor on any device, or an array.
+        train_logprobs: [sequences, tokens] nats, the training side's.
+        mask: [sequences, tokens], not 0 on response tokens that the policy sampled.
+        prefix: Goes before every key.
+
+    Returns:
+        By key, finite numbers only; what cannot be had from this batch is left out. Tokens: `k1`, `k3` (nats, of
+        KL(rollout || train)), `mean_abs`, `max_abs`, `p99_abs` (nats), `mean_ratio`, `far_fraction` (ratio beyond 2 either
+        way), `tokens`. Sequences: `log_w_mean`, `log_w_std`, `log_w_min`, `log_w_max` (nats), `ess` (fraction), `renyi2`
+        (log E[W^2], nats), `k_hat`, `sequences`. `missing_tokens` are masked in but not finite on one side; they are
+        left out, and the sequences that hold them are left out of what is said of sequences.
+
+    Raises:
+        ConfigError: The shapes differ.
+    """
+    rollout, train = _array(rollout_logprobs), _array(train_logprobs)
+    kept = _array(mask) != 0
+    if not rollout.shape == train.shape == kept.shape or rollout.ndim != 2:
+        raise ConfigError(
+            f"log-probabilities and mask must be [sequences, tokens]: {rollout.shape}, {train.shape}, {kept.shape}"
+        )
+    finite = np.isfinite(rollout) & np.isfinite(train)
+    log_ratio = np.where(kept & finite, train - np.where(finite, rollout, 0.0), 0.0)
+    whole = ~(kept & ~finite).any(axis=1) & kept.any(axis=1)
+    found = {"missing_tokens": float(np.count_nonzero(kept & ~finite))}
+    found |= _token_metrics(log_ratio[kept & finite])
+    found |= _sequence_metrics(log_ratio[whole].sum(axis=1))
+    return {f"{prefix}{key}": value for key, value in found.items() if math.isfinite(value)}
+
+
+def merge_rows(rows: Sequence[tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]]) -> tuple[Any, Any, Any]:
+    """Puts (rollout, train, mask) of several batches of different widths into one, padded on the right.
+
+    Args:
+        rows: Each [sequences, tokens].
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not rows:
+        raise ConfigError("no batch was seen")
+    width = max(rollout.shape[1] for rollout, _, _ in rows)
+    padded = [[np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in batch] for batch in rows]
+    rollout, train, mask = (np.concatenate([batch[i] for batch in padded]) for i in range(3))
+    return rollout, train, mask
+
+
+def _token_metrics(log_ratio: FloatArray) -> dict[str, float]:
+    found = {"tokens": float(log_ratio.size)}
+    if not log_ratio.size:
+        return found
+    kl, size = kl_estimates(log_ratio), np.abs(log_ratio)
+    return found | {
+        "k1": kl.k1,
+        "k3": kl.k3,
+        "mean_abs": kl.mean_abs,
+        "max_abs": float(size.max()),
+        "p99_abs": quantiles(size, (0.99,))[0],
+        "mean_ratio": kl.mean_ratio,
+        "far_fraction": float(np.mean(size > math.log(FAR_RATIO))),
+    }
+
+
+def _sequence_metrics(log_weight: FloatArray) -> dict[str, float]:
+    found = {"sequences": float(log_weight.size)}
+    if not log_weight.size:
+        return found
+    tail = pareto_k(log_weight)
+    return found | {
+        "log_w_mean": float(log_weight.mean()),
+        "log_w_std": float(log_weight.std(ddof=1)) if log_weight.size > 1 else math.nan,
+        "log_w_min": float(log_weight.min()),
+        "log_w_max": float(log_weight.max()),
+        "ess": effective_sample_size(log_weight).fraction,
+        "renyi2": chi2(log_weight).renyi2,
+        "k_hat": math.nan if tail.value is None else tail.value,
+    }
+
+
+def _array(values: Any) -> FloatArray:
+    """float64 on the CPU, whatever holds it."""
+    if hasattr(values, "detach"):
+        # numpy knows no bfloat16.
+        values = values.detach().to(device="cpu").float().numpy()
+    return np.asarray(values, dtype=np.float64)
