@@ -23,6 +23,10 @@ _COMPARED = ("version", "dtype", "device")
 class CrewWorker(Protocol):
     """Holds one engine, here or elsewhere."""
 
+    def where(self) -> str:
+        """Where it is, for a message; raises as `work`."""
+        ...
+
     def work(self, task: Task) -> Iterator[dict[str, Any]]:
         """Does a task of one part and yields its events.
 
@@ -173,6 +177,8 @@ class Crew:
             if place not in self._workers:
                 self._tell({"event": "loading"})
                 self._workers[place] = self._hire(place)
+                where = self._workers[place].where()
+                self._tell({"event": "message", "text": f"worker {place + 1}: {where}"})
             for event in self._workers[place].work(task):
                 if event["event"] == "progress":
                     sequences, tokens = sequences + event["sequences"], tokens + event["tokens"]

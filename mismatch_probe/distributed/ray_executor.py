@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mismatch_probe.trace.parts import remove_partial_files
 _FORWARDED = ("OMP_", "MKL_", "KMP_", "VLLM_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "GLOO_")
 _OBJECT_STORE_BYTES = 128 * 2**20
 _CLOSE_S = 120
+_CONNECT_S = 10
 
 
 class RayExecutor:
@@ -78,6 +80,8 @@ class RayExecutor:
     def _connect(self) -> Any:
         most = max(self._config.workers, self._config.score_workers or 0)
         local = self._config.address is None
+        if self._config.address is not None:
+            _check_address(self._config.address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if local:
             # Read when Ray is imported: a Ray of one machine then listens on 127.0.0.1 and nowhere else.
@@ -128,6 +132,10 @@ class _RayWorker:
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray = ray
         self._actor = actor
+
+    def where(self) -> str:
+        node, process = self._raising(lambda: self._ray.get(self._actor.place.remote()))
+        return f"node {node}, process {process}"
 
     def work(self, task: Task) -> Iterator[dict[str, Any]]:
         stream = self._actor.work.options(num_returns="streaming").remote(task.model_dump_json())
@@ -184,6 +192,30 @@ def _check_room(held: dict[str, float], size: int, resources: dict[str, float]) 
                 f"{size} workers of {resources[key]:g} {name}s each do not fit into Ray's {held.get(name, 0):g} {name}s",
                 hint=f"set ray.workers, ray.score_workers or ray.{text} lower",
             )
+
+
+def _check_address(address: str) -> None:
+    """Refuses what Ray would try for minutes.
+
+    Raises:
+        ConfigError: An address that cannot be used, whatever answers there.
+        EngineUnavailableError: Nothing answers.
+    """
+    if "://" in address:
+        raise ConfigError(
+            f"ray.address={address} is of a client outside the cluster",
+            hint="run the command on a node of the cluster, with ray.address=auto or HOST:PORT",
+        )
+    host, separator, port = address.rpartition(":")
+    if not separator:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise EngineUnavailableError(
+            f"nothing answers at ray.address={address}: {error}",
+            hint="give HOST:PORT of the cluster's head node",
+        ) from error
 
 
 def _forwarded() -> dict[str, str]:

@@ -68,6 +68,9 @@ class Worker:
             hall.done.append(key)
         yield {"event": "part", "leg": task.leg, "part": task.parts[0]}
 
+    def where(self):
+        return f"hall, seat {self.place}"
+
     def close(self):
         if self.hall.at_close is not None:
             raise self.hall.at_close
@@ -147,7 +150,7 @@ def test_a_failure_ends_a_worker_that_is_busy():
     hall.hire = lambda place: Slow(hall, place)
     with pytest.raises(ConfigError, match="wrong"):
         hall.run(tasks(4, ("train/forward",)), 2)
-    assert not any(event["event"] == "message" for event in hall.events)
+    assert not any("done again" in event.get("text", "") for event in hall.events)
 
 
 def test_engines_that_differ_between_workers_are_said_and_facts_survive_a_lost_end():
@@ -162,9 +165,9 @@ def test_engines_that_differ_between_workers_are_said_and_facts_survive_a_lost_e
     hall.hire = lambda place: Both(hall, place)
     facts = hall.run(tasks(2, ("train/forward",)), 2)
     assert facts == {"version": "1.0", "dtype": "bfloat16", "details": {"crew": 2}}
-    assert [event["text"] for event in hall.events if event["event"] == "message"] == [
-        "the workers' engines differ in version"
-    ]
+    told = [event["text"] for event in hall.events if event["event"] == "message"]
+    assert sorted(told[:2]) == ["worker 1: hall, seat 0", "worker 2: hall, seat 1"]
+    assert told[2:] == ["the workers' engines differ in version"]
     hall = Hall(at_close=WorkerLostError("a Ray actor was lost"))
     with pytest.raises(WorkerLostError, match="after its last part"):
         hall.run(tasks(2, ("train/forward",)), 1)
