@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -34,6 +35,7 @@ def test_every_engine_says_what_it_can_and_why_it_cannot():
         assert any(name in line and " can " in line for line in text.splitlines())
     assert "not routing: a completions server returns no experts" in text
     assert "legs " not in text
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("ray ")] == [version("ray")]
 
 
 def test_a_pair_shows_its_legs_and_what_the_defaults_lose():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +63,7 @@ def doctor(
     typer.echo(
         f"machine          {cores} cores, {_memory()}, {shutil.disk_usage('.').free / 1e9:.0f} GB free here"
     )
+    typer.echo(f"{'ray':<16} {_ray()}")
     if not media:
         broken = _devices() or broken
     _show_engines()
@@ -84,6 +86,14 @@ def _memory() -> str:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory"
     except (ValueError, OSError):
         return "memory unknown"
+
+
+def _ray() -> str:
+    """Version of Ray; read and not imported, since it is needed for `--ray` alone."""
+    try:
+        return importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed; --ray needs it: pip install 'mismatch-probe[ray]'"
 
 
 def _devices() -> bool:
