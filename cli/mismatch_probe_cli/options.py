@@ -37,6 +37,14 @@ RayOption = Annotated[
         help="Share the parts between N engines, each in a Ray actor; 0: without Ray.",
     ),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Do the I-th of N shares of the parts; the others do theirs into the same directory.",
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

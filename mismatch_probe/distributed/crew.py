@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from mismatch_probe.errors import EngineKilledError, WorkerLostError
 from mismatch_probe.stages.job import Task
 from mismatch_probe.stages.refit_leg import REFIT_LEG
+from mismatch_probe.stages.shard import differing_facts
 
 OnEvent = Callable[[dict[str, Any]], None]
 _SAMPLING = "rollout/decode"
 _LOOK_S = 0.2
 _GRACE_S = 10
-_COMPARED = ("version", "dtype", "device")
 
 
 class CrewWorker(Protocol):
@@ -236,11 +236,8 @@ class Crew:
                 hint="run it again with --resume: the parts are on disk",
             )
         first = self._facts[min(self._facts)]
-        different = [
-            name
-            for name in _COMPARED
-            if any(facts.get(name) != first.get(name) for facts in self._facts.values())
-        ]
+        different = sorted({name for facts in self._facts.values() for name in differing_facts(first, facts)})
         if different:
             self._tell({"event": "message", "text": f"the workers' engines differ in {', '.join(different)}"})
-        return {**first, "details": {**first.get("details", {}), "crew": len(self._facts)}}
+        details = {**first.get("details", {}), "crew": len(self._facts)}
+        return {**first, "details": {**details, "differs": different} if different else details}

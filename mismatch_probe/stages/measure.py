@@ -17,6 +17,7 @@ from mismatch_probe.stages.diagnosis_section import causes_section
 from mismatch_probe.stages.drift_sections import broken_legs, drift_sections
 from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
+from mismatch_probe.stages.shard import check_shards
 from mismatch_probe.stages.weight_sync import weight_sync_section
 from mismatch_probe.stages.weights_section import weights_sections
 from mismatch_probe.trace.parts import write_json
@@ -45,6 +46,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
 
     bars = load_bars(bar_changes)
     manifest = run.read_manifest()
+    check_shards(run, manifest)
     num_parts = int(manifest["num_parts"])
     trace = Trace(run, num_parts)
     legs = [leg for leg in manifest["legs"] if all(p.is_file() for p in run.leg_files(leg, num_parts))]
@@ -110,6 +112,10 @@ def _routing(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> dict
     if not model["num_moe_layers"]:
         return {"available": False, "reason": f"{model['name']} is a dense model: it has no experts"}
     if not manifest["routing"]:
+        imported = manifest.get("imported")
+        if imported is not None:
+            sides = "the rollout's routes but not the trainer's" if imported.get("routes") else "no routes"
+            return {"available": False, "reason": f"the dump has {sides}"}
         return {"available": False, "reason": "routes were not captured (routing=false)"}
     details = manifest["engines"].get("rollout", {}).get("details", {})
     return routing_section(

@@ -15,11 +15,20 @@ from mismatch_probe.stages.plan import RunPlan
 from mismatch_probe.stages.process import run_worker
 from mismatch_probe.stages.refit_leg import REFIT_LEG, REFIT_SEQUENCES, write_refit_failure
 from mismatch_probe.stages.replay_study import STUDY, plan_replay
+from mismatch_probe.stages.shard import (
+    Shard,
+    count_shards,
+    differing_facts,
+    join_shards,
+    missing_parts,
+    name_parts,
+)
 from mismatch_probe.trace.manifest import new_manifest, redact, responses_hash
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 
 REFERENCE_DTYPE = "float32"
+WHOLE = Shard()
 
 
 def begin_manifest(run: RunDirectory, plan: RunPlan, command: str, *, resume: bool) -> None:
@@ -43,7 +52,25 @@ def begin_manifest(run: RunDirectory, plan: RunPlan, command: str, *, resume: bo
     run.write_manifest({**held, "legs": fresh["legs"], "versions": fresh["versions"]})
 
 
-def record(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute = run_worker) -> None:
+def begin_shard(run: RunDirectory, plan: RunPlan, command: str, shard: Shard) -> None:
+    """Begins to record a run, or joins the shards that are at it.
+
+    Raises:
+        RunDirectoryError: The other shards record another run.
+    """
+    fresh = new_manifest(plan, command)
+    with run.manifest_lock():
+        held = run.read_manifest() if run.manifest_path.is_file() else fresh
+        run.write_manifest(join_shards(held, fresh, "record", shard))
+
+
+def record(
+    run: RunDirectory,
+    plan: RunPlan,
+    watcher: Watcher,
+    execute: Execute = run_worker,
+    shard: Shard = WHOLE,
+) -> None:
     """Samples responses and takes the other legs of the rollout engine.
 
     Args:
@@ -51,11 +78,12 @@ def record(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute 
         plan: What.
         watcher: Told of progress.
         execute: Where the engine runs.
+        shard: Which of the parts.
 
     Raises:
         MismatchProbeError: What the engine raised.
     """
-    tasks = _missing_tasks(run, plan, plan.rollout_legs())
+    tasks = _missing_tasks(run, plan, plan.rollout_legs(), shard)
     if tasks:
         config = plan.config
         job = RolloutJob(
@@ -81,13 +109,16 @@ def record(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute 
             tokenizer_path=plan.prompts.tokenizer_path,
             tasks=tasks,
         )
-        log, follow = run.log_path("rollout"), _follow(plan, tasks, watcher, config.rollout.engine)
+        log = run.log_path(shard.log_name("rollout"))
+        follow = _follow(plan, tasks, shard, watcher, config.rollout.engine)
         run_rollout_worker(run, lambda on_event: execute(job, log, on_event), follow)
+    if missing := missing_parts(run, plan.rollout_legs(), plan.num_parts):
+        watcher.message(f"shard {shard} is done; {name_parts(missing)} of other shards not there yet")
+        return
     rollout = Trace(run, plan.num_parts).rollout
-    manifest = run.read_manifest()
-    manifest["responses_sha256"] = responses_hash(rollout)
-    manifest["stages"]["record"] = "done"
-    run.write_manifest(manifest)
+    with run.edit_manifest() as manifest:
+        manifest["responses_sha256"] = responses_hash(rollout)
+        manifest["stages"]["record"] = "done"
 
 
 def run_rollout_worker(
@@ -123,7 +154,13 @@ def run_rollout_worker(
             write_refit_failure(run, f"loading the checkpoint again ended the engine: {error.message}")
 
 
-def score(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute = run_worker) -> None:
+def score(
+    run: RunDirectory,
+    plan: RunPlan,
+    watcher: Watcher,
+    execute: Execute = run_worker,
+    shard: Shard = WHOLE,
+) -> None:
     """Takes the legs of the training side; `train/reference` with a float32 model of its own.
 
     Args:
@@ -131,10 +168,19 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute =
         plan: What.
         watcher: Told of progress.
         execute: Where the scorer runs.
+        shard: Which of the parts.
 
     Raises:
+        RunDirectoryError: A part that is to be scored was not recorded.
         MismatchProbeError: What the scorer raised.
     """
+    if unrecorded := [p for p in missing_parts(run, ["rollout/decode"], plan.num_parts) if shard.holds(p)]:
+        raise RunDirectoryError(
+            f"{run.path} has no rollout of {name_parts(unrecorded)}", hint="record it first, to the end"
+        )
+    if not shard.is_whole:
+        with run.edit_manifest() as manifest:
+            manifest["shards"] = count_shards(manifest, "score", shard)
     trained = tuple(leg for leg in plan.train_legs() if leg != "train/reference")
     reference = tuple(leg for leg in plan.train_legs() if leg == "train/reference")
     for name, legs, dtype in (
@@ -142,7 +188,7 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute =
         ("reference", reference, REFERENCE_DTYPE),
     ):
         replay = _replay_plan(plan) if "train/forward" in legs else None
-        tasks = _missing_tasks(run, plan, legs, study=replay is not None)
+        tasks = _missing_tasks(run, plan, legs, shard, study=replay is not None)
         if not tasks:
             continue
         if not plan.routing and any(task.leg == "train/replay" for task in tasks):
@@ -166,13 +212,13 @@ def score(run: RunDirectory, plan: RunPlan, watcher: Watcher, execute: Execute =
             tasks=tasks,
             replay=replay,
         )
-        facts = execute(
-            job, run.log_path(name), _follow(plan, tasks, watcher, f"{plan.config.train.scorer} {dtype}")
-        )
-        _note(run, name, facts)
-    manifest = run.read_manifest()
-    manifest["stages"]["score"] = "done"
-    run.write_manifest(manifest)
+        follow = _follow(plan, tasks, shard, watcher, f"{plan.config.train.scorer} {dtype}")
+        _note(run, name, execute(job, run.log_path(shard.log_name(name)), follow))
+    if missing := missing_parts(run, plan.train_legs(), plan.num_parts):
+        watcher.message(f"shard {shard} is done; {name_parts(missing)} of other shards not there yet")
+        return
+    with run.edit_manifest() as manifest:
+        manifest["stages"]["score"] = "done"
 
 
 def _replay_plan(plan: RunPlan) -> ReplayPlan | None:
@@ -186,22 +232,23 @@ def _replay_plan(plan: RunPlan) -> ReplayPlan | None:
 
 
 def _missing_tasks(
-    run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...], *, study: bool = False
+    run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...], shard: Shard, *, study: bool = False
 ) -> tuple[Task, ...]:
     tasks = []
     for leg in legs:
         files = run.leg_files(leg, plan.num_parts)
-        parts = tuple(part for part, path in enumerate(files) if not path.is_file())
+        parts = tuple(part for part, path in enumerate(files) if shard.holds(part) and not path.is_file())
         if parts:
             tasks.append(Task(leg=leg, parts=parts, sequences=REFIT_SEQUENCES if leg == REFIT_LEG else None))
-    studied = [part for part in range(plan.num_parts) if study and not run.replay_part(part).is_file()]
+    own = filter(shard.holds, range(plan.num_parts))
+    studied = [part for part in own if study and not run.replay_part(part).is_file()]
     if studied:
         tasks.append(Task(leg=STUDY, parts=tuple(studied)))
     return tuple(tasks)
 
 
 def _follow(
-    plan: RunPlan, tasks: tuple[Task, ...], watcher: Watcher, what: str
+    plan: RunPlan, tasks: tuple[Task, ...], shard: Shard, watcher: Watcher, what: str
 ) -> Callable[[dict[str, Any]], None]:
     """Turns a worker's events into calls of the watcher: legs run one after the other."""
     parts_left = {task.leg: len(task.parts) for task in tasks}
@@ -209,7 +256,7 @@ def _follow(
     def start(leg: str) -> None:
         missing = next(task.parts for task in tasks if task.leg == leg)
         todo = sum(plan.part_sequences(part) for part in missing)
-        total = plan.num_sequences
+        total = sum(plan.part_sequences(part) for part in range(plan.num_parts) if shard.holds(part))
         if leg == REFIT_LEG:
             total = todo = min(todo, REFIT_SEQUENCES)
         watcher.stage_started(leg, total, total - todo, what)
@@ -233,6 +280,10 @@ def _follow(
 
 
 def _note(run: RunDirectory, name: str, facts: dict[str, Any]) -> None:
-    manifest = run.read_manifest()
-    manifest["engines"][name] = {**facts, "options": redact(facts.get("options", {}))}
-    run.write_manifest(manifest)
+    with run.edit_manifest() as manifest:
+        noted = {**facts, "options": redact(facts.get("options", {}))}
+        held = manifest["engines"].get(name)
+        if held is not None and manifest.get("shards") and (different := differing_facts(held, noted)):
+            # One shard's engine is not another's: whoever reads the result has to know.
+            noted["details"] = {**noted.get("details", {}), "differs": different}
+        manifest["engines"][name] = noted

@@ -16,6 +16,7 @@ from mismatch_probe.trace.schema import MATRIX, ROLLOUT_FOLDER, ROUTING_FOLDER, 
 
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
+_MANIFEST_LOCK = ".manifest.lock"
 _OURS = (
     ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "imported", "figures", "export", "logs", "ablation", "tuning",
     _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json",
@@ -133,6 +134,25 @@ class RunDirectory:
         """Replaces the manifest."""
         write_json(self.manifest_path, manifest)
 
+    @contextmanager
+    def manifest_lock(self) -> Iterator[None]:
+        """Keeps the other shards from the manifest for a moment; they wait."""
+        with (self.path / _MANIFEST_LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def edit_manifest(self) -> Iterator[dict[str, Any]]:
+        """Reads the manifest and writes what was made of it; no other process writes it meanwhile.
+
+        Raises:
+            RunDirectoryError: As `read_manifest`.
+        """
+        with self.manifest_lock():
+            manifest = self.read_manifest()
+            yield manifest
+            self.write_manifest(manifest)
+
     def resume_base(self) -> dict[str, Any]:
         """The configuration that the run began with: only what was set, so that defaults stay defaults.
 
@@ -145,8 +165,13 @@ class RunDirectory:
         except (KeyError, TypeError) as error:
             raise RunDirectoryError(f"{self.manifest_path} is damaged: no configuration in it") from error
 
-    def check_free(self, *, force: bool, resume: bool) -> None:
+    def check_free(self, *, force: bool, resume: bool, shared: bool = False) -> None:
         """Raises what `claim` would raise for a directory that cannot be used, before any work is done.
+
+        Args:
+            force: As `claim`.
+            resume: As `claim`.
+            shared: As `claim`.
 
         Raises:
             RunDirectoryError: As `claim`.
@@ -156,13 +181,19 @@ class RunDirectory:
         has_run = self.manifest_path.is_file()
         if resume and not has_run:
             raise RunDirectoryError(f"nothing to resume in {self.path}", hint="leave out --resume")
-        if has_run and not resume and not force:
+        if has_run and not (resume or force or shared):
             raise RunDirectoryError(
                 f"{self.path} already holds a run",
                 hint="use --resume to go on, --force to replace it, or another --out",
             )
         if self.path.is_dir() and not has_run:
-            foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in (*_OURS, _LOCK))
+            ours = (*_OURS, _LOCK, _MANIFEST_LOCK)
+            foreign = sorted(
+                entry.name
+                for entry in self.path.iterdir()
+                # Another shard may be writing the manifest.
+                if entry.name not in ours and not (shared and entry.name.startswith(_MANIFEST))
+            )
             if foreign:
                 raise RunDirectoryError(
                     f"{self.path} holds files that are not a run ({foreign[0]}, ...)",
@@ -170,19 +201,20 @@ class RunDirectory:
                 )
 
     @contextmanager
-    def claim(self, *, force: bool = False, resume: bool = False) -> Iterator[None]:
-        """Holds the directory for writing; a second writer is refused.
+    def claim(self, *, force: bool = False, resume: bool = False, shared: bool = False) -> Iterator[None]:
+        """Holds the directory for writing; a second writer is refused, unless both share it.
 
         Args:
             force: Empties a run that is there.
             resume: Goes on with the run that is there.
+            shared: For one of several shards, which write other parts: begins a run or goes on with it, and removes nothing.
 
         Raises:
             RunDirectoryError: The directory is in use, holds a run and neither was asked for, holds nothing to resume, or
                 holds files that are not ours (those are never removed).
         """
         existed = self.path.exists()
-        self.check_free(force=force, resume=resume)
+        self.check_free(force=force, resume=resume, shared=shared)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
@@ -191,26 +223,32 @@ class RunDirectory:
                 f"cannot write into {self.path}: {error.strerror}", hint="give another --out"
             ) from error
         try:
-            self._lock(lock)
+            self._lock(lock, shared=shared)
             # Again, now that nobody else can change it.
-            self.check_free(force=force, resume=resume)
-            if self.manifest_path.is_file() and not resume:
-                self._clear()
-            remove_partial_files(self.path)
+            self.check_free(force=force, resume=resume, shared=shared)
+            if not shared:
+                if self.manifest_path.is_file() and not resume:
+                    self._clear()
+                remove_partial_files(self.path)
             yield
         finally:
             os.close(lock)
-            if not self.manifest_path.is_file() and not existed:
+            if not self.manifest_path.is_file() and not existed and not shared:
                 # Nothing was recorded: leave nothing behind.
                 shutil.rmtree(self.path, ignore_errors=True)
 
-    def _lock(self, descriptor: int) -> None:
+    def _lock(self, descriptor: int, *, shared: bool) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise RunDirectoryError(
                 f"{self.path} is in use by another mismatch-probe process",
                 hint="wait for it, or give another --out",
+            ) from error
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the file system of {self.path} cannot lock files: {error.strerror}",
+                hint="give another --out",
             ) from error
 
     def _clear(self) -> None:

@@ -46,6 +46,7 @@ def audit(
     config: ConfigOption = None,
     assignments: SetOption = None,
     ray: RayOption = None,
+    shard: Annotated[str | None, typer.Option("--shard", hidden=True)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: ForceOption = False,
     output_format: FormatOption = Format.text,
@@ -79,6 +80,11 @@ def audit(
 
     if model is not None and model_argument is not None and model != model_argument:
         raise ConfigError(f"two models: {model_argument!r} and --model {model!r}", hint="give one of them")
+    if shard is not None:
+        raise ConfigError(
+            "an audit measures the whole run and cannot be one shard of it",
+            hint=f"run record --shard {shard}, score --shard {shard}, and measure once all shards are done",
+        )
     if resume and force:
         raise ConfigError("--resume and --force exclude each other", hint="give one of them")
     overrides = {

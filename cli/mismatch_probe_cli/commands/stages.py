@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,13 @@ from mismatch_probe_cli.options import (
     RayOption,
     RunArgument,
     SetOption,
+    ShardOption,
     command_line,
 )
+
+if TYPE_CHECKING:
+    from mismatch_probe.config.model import ProbeConfig
+    from mismatch_probe.stages.shard import Shard
 
 
 def record(
@@ -25,6 +30,7 @@ def record(
     config: ConfigOption = None,
     assignments: SetOption = None,
     ray: RayOption = None,
+    shard: ShardOption = None,
     force: ForceOption = False,
 ) -> None:
     """Samples responses with the rollout engine and takes its legs; `score` goes on from there, here or elsewhere.
@@ -34,11 +40,14 @@ def record(
     `mismatch-probe record --model tiny-qwen3-moe --out runs/split`
 
     `mismatch-probe record --config probe.toml --set sampling.temperature=0.8 --out runs/cool`
+
+    `mismatch-probe record --out /shared/run --shard 2/4`
     """
     from mismatch_probe.config.load import load_config
+    from mismatch_probe.errors import ConfigError
     from mismatch_probe.stages.executor import open_executor
     from mismatch_probe.stages.plan import make_plan
-    from mismatch_probe.stages.record_score import begin_manifest
+    from mismatch_probe.stages.record_score import begin_manifest, begin_shard
     from mismatch_probe.stages.record_score import record as record_stage
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.console import ProgressWatcher
@@ -48,14 +57,22 @@ def record(
         assignments or (),
         {"model": model, "out": None if out is None else str(out), "ray.workers": ray},
     )
+    share = _share(shard, settings)
+    if force and not share.is_whole:
+        raise ConfigError(
+            "--force would remove the other shards' parts", hint="remove the run before you start them"
+        )
     run = RunDirectory(settings.out)
-    run.check_free(force=force, resume=False)
+    run.check_free(force=force, resume=False, shared=not share.is_whole)
     with ProgressWatcher() as watcher:
         plan = make_plan(settings, watcher)
-        with run.claim(force=force):
-            begin_manifest(run, plan, command_line(), resume=False)
+        with run.claim(force=force, shared=not share.is_whole):
+            if share.is_whole:
+                begin_manifest(run, plan, command_line(), resume=False)
+            else:
+                begin_shard(run, plan, command_line(), share)
             with open_executor(settings) as execute:
-                record_stage(run, plan, watcher, execute)
+                record_stage(run, plan, watcher, execute, share)
 
 
 def score(
@@ -63,6 +80,7 @@ def score(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Checkpoint of an imported run.")] = None,
     assignments: SetOption = None,
     ray: RayOption = None,
+    shard: ShardOption = None,
 ) -> None:
     """Takes the training-side legs of a recorded run; parts that are there are not done again.
 
@@ -71,6 +89,8 @@ def score(
     `mismatch-probe score runs/split`
 
     `mismatch-probe score runs/split --set train.options.batch_size=16`
+
+    `mismatch-probe score /shared/run --shard 2/4`
 
     `mismatch-probe score runs/imported --model Qwen/Qwen3-30B-A3B --set sampling.temperature=1.0`
     """
@@ -96,15 +116,29 @@ def score(
         {"model": model, "out": str(run_path), "ray.workers": ray},
         run.resume_base(),
     )
+    share = _share(shard, settings)
     with ProgressWatcher() as watcher:
         plan = plan_imported(run, settings, watcher) if imported else make_plan(settings, watcher)
-        with run.claim(resume=True):
-            if imported:
-                begin_imported(run, plan)
-            else:
-                begin_manifest(run, plan, command_line(), resume=True)
+        with run.claim(resume=True, shared=not share.is_whole):
+            with run.manifest_lock():
+                if imported:
+                    begin_imported(run, plan)
+                else:
+                    begin_manifest(run, plan, command_line(), resume=True)
             with open_executor(settings) as execute:
-                score_stage(run, plan, watcher, execute)
+                score_stage(run, plan, watcher, execute, share)
+
+
+def _share(shard: str | None, settings: ProbeConfig) -> Shard:
+    from mismatch_probe.errors import ConfigError
+    from mismatch_probe.stages.shard import Shard
+
+    share = Shard() if shard is None else Shard.parse(shard)
+    if settings.ray.workers and not share.is_whole:
+        raise ConfigError(
+            "--shard and --ray exclude each other: a shard has one engine", hint="give --ray 0 with --shard"
+        )
+    return share
 
 
 def measure(

@@ -164,7 +164,7 @@ def test_engines_that_differ_between_workers_are_said_and_facts_survive_a_lost_e
     hall = Hall(facts=lambda place: {"version": f"1.{place}", "dtype": "bfloat16"})
     hall.hire = lambda place: Both(hall, place)
     facts = hall.run(tasks(2, ("train/forward",)), 2)
-    assert facts == {"version": "1.0", "dtype": "bfloat16", "details": {"crew": 2}}
+    assert facts == {"version": "1.0", "dtype": "bfloat16", "details": {"crew": 2, "differs": ["version"]}}
     told = [event["text"] for event in hall.events if event["event"] == "message"]
     assert sorted(told[:2]) == ["worker 1: hall, seat 0", "worker 2: hall, seat 1"]
     assert told[2:] == ["the workers' engines differ in version"]
