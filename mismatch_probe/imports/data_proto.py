@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mismatch_probe.errors import ConfigError
+from mismatch_probe.imports.allowed import Held
 from mismatch_probe.imports.importer import ImportedSequence, Notes, dump_files, register_importer
 from mismatch_probe.imports.padded import PaddedLayout, padded_sequences
-from mismatch_probe.imports.unpickling import Held, load_torch_bytes, read_pickle, read_torch
+from mismatch_probe.imports.transfer_queue import queued_sequences
+from mismatch_probe.imports.unpickling import load_torch_bytes, read_pickle
 
 _VERL = PaddedLayout(
     tokens="input_ids",
@@ -20,16 +23,11 @@ _VERL = PaddedLayout(
     advantage="advantages",
     reward="token_level_scores",
     group=("uid",),
+    routes="routed_experts",
 )
-_ROLL = PaddedLayout(
-    tokens="input_ids",
-    attention="attention_mask",
-    counted=("response_mask",),
-    rollout="infer_logprobs",
-    train=("old_log_probs",),
-    advantage="advantages",
-    reward="scores",
-    group=("group_ids", "prompt_id", "uid"),
+# ROLL's fork of the batch renames what the rollout engine said and what names a group.
+_ROLL = replace(
+    _VERL, rollout="infer_logprobs", reward="scores", group=("group_ids", "prompt_id", "uid"), routes=None
 )
 
 
@@ -56,33 +54,16 @@ def _data_proto(file: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 @register_importer("verl", summary="gen_batch.dp or tq_batch.pt of the skip manager, rollout side")
 def verl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
     """Reads what verl's skip manager records: the rollout's side, and `old_log_probs` where a batch has them."""
-    files = dump_files(path, ("**/gen_batch.dp", "**/tq_batch.pt"), "verl recorded batch")
-    for file in files:
+    for file in dump_files(path, ("**/gen_batch.dp", "**/tq_batch.pt"), "verl recorded batch"):
+        where = f"{file.parent.name}/{file.name}"
         if file.suffix == ".pt":
-            payload = read_torch(file)
-            batch = payload.get("tensordict") if isinstance(payload, dict) else None
-            if not isinstance(batch, dict):
-                raise ConfigError(f"{file} holds no tensordict")
-            others: Mapping[str, Any] = {}
+            yield from queued_sequences(file, where, notes)
         else:
-            batch, others = _data_proto(file)
-        _drop_routes(batch, notes)
-        yield from padded_sequences(batch, others, _VERL, _name(file), notes)
+            yield from padded_sequences(*_data_proto(file), _VERL, where, notes)
 
 
 @register_importer("roll", summary="step_NNNNNN.pkl of rollout_mock, rollout side")
 def roll(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
     """Reads what ROLL's rollout mock records; its log-probabilities begin with the second token."""
     for file in dump_files(path, ("**/step_*.pkl",), "ROLL recorded batch"):
-        batch, others = _data_proto(file)
-        _drop_routes(batch, notes)
-        yield from padded_sequences(batch, others, _ROLL, file.name, notes)
-
-
-def _name(file: Path) -> str:
-    return f"{file.parent.name}/{file.name}"
-
-
-def _drop_routes(batch: Any, notes: Notes) -> None:
-    if batch.pop("routed_experts", None) is not None:
-        notes.dropped["column routed_experts: routes are not imported"] += 1
+        yield from padded_sequences(*_data_proto(file), _ROLL, file.name, notes)

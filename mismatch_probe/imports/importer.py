@@ -17,6 +17,7 @@ from mismatch_probe.registry import Registry
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+RouteArray = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class ImportedSequence:
         reward: Of the sequence, or None.
         weight_version: Of the rollout's weights, or None.
         extras: Columns without a place in a run; kept beside it.
+        routes: int16 [tokens - 1, layers, top_k]; experts that the rollout gave each fed token, -1 where not recorded; or
+            None.
     """
 
     where: str
@@ -46,6 +49,7 @@ class ImportedSequence:
     reward: float | None = None
     weight_version: str | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    routes: RouteArray | None = None
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
+from mismatch_probe.imports.allowed import check_expanded
 from mismatch_probe.imports.importer import ImportedSequence, Notes, constant, token_ids
+from mismatch_probe.imports.routes import fed_routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class PaddedLayout:
         reward: Per response token (summed over the row) or per sequence.
         group: Non-tensor column that names the prompt group.
         weight_version: Column with the weights' version, or None.
+        routes: int [batch, length, layers, top_k]; the rollout's experts of each token of the row.
+        unrouted: bool [batch, length]; tokens whose routes were not recorded.
     """
 
     tokens: str
@@ -38,16 +43,22 @@ class PaddedLayout:
     reward: str
     group: tuple[str, ...]
     weight_version: str | None = None
+    routes: str | None = None
+    unrouted: str | None = None
 
 
 def as_array(value: Any, name: str, where: str) -> npt.NDArray[Any]:
     """A tensor, array or list as a numpy array; bfloat16 widens to float32.
 
     Raises:
-        ConfigError: It is ragged or no array.
+        ConfigError: It is ragged or no array, or its strides say far more than it stores.
     """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+        try:
+            check_expanded(value)
+        except pickle.UnpicklingError as error:
+            raise ConfigError(f"{where}: {name} is refused: {error}") from error
         if value.is_floating_point():
             value = value.float() if value.dtype.itemsize <= 4 else value
         value = value.numpy()
@@ -57,14 +68,17 @@ def as_array(value: Any, name: str, where: str) -> npt.NDArray[Any]:
         raise ConfigError(f"{where}: {name} is ragged") from error
 
 
-def _full_width(array: npt.NDArray[Any], length: int, name: str, where: str) -> npt.NDArray[np.float64]:
-    """float64 [batch, length]: a column of fewer positions belongs to the last ones, as each is that of its token."""
+def _check_column(array: npt.NDArray[Any], length: int, name: str, where: str) -> None:
     if array.ndim != 2 or array.shape[1] > length or array.dtype.kind not in "biuf":
         raise ConfigError(
             f"{where}: {name} is {array.dtype} of shape {array.shape}, expected numbers [batch, up to {length}]"
         )
-    full = np.zeros((array.shape[0], length), dtype=np.float64)
-    full[:, length - array.shape[1] :] = array
+
+
+def _full_width(values: npt.NDArray[Any], length: int) -> npt.NDArray[np.float64]:
+    """float64 [length]: a column of fewer positions belongs to the last ones, as each is that of its token."""
+    full = np.zeros(length, dtype=np.float64)
+    full[length - values.size :] = values
     return full
 
 
@@ -95,40 +109,60 @@ def padded_sequences(
     if rows == 0:
         raise InconclusiveError(f"{where}: {layout.tokens} holds no sequences [batch, length]")
     trained = next((name for name in layout.train if name in arrays), None)
-    columns = {
-        name: _full_width(arrays[name], length, name, where)
-        for name in (layout.attention, *layout.counted, layout.rollout, *([trained] if trained else []))
-    }
+    for name in (layout.attention, *layout.counted, layout.rollout, *([trained] if trained else [])):
+        _check_column(arrays[name], length, name, where)
     for name, array in arrays.items():
         if len(array) != rows:
             raise ConfigError(f"{where}: {name} has {len(array)} rows, {layout.tokens} has {rows}")
-    real = columns[layout.attention] != 0
-    counted = real & np.logical_and.reduce([columns[name] != 0 for name in layout.counted])
-    known = {*needed, *layout.train, layout.advantage, layout.reward, *layout.group, layout.weight_version}
+    routes, unrouted = arrays.get(layout.routes or ""), arrays.get(layout.unrouted or "")
+    if routes is not None and (routes.ndim != 4 or routes.shape[1] != length):
+        raise ConfigError(
+            f"{where}: {layout.routes} is of shape {routes.shape}, expected [batch, {length}, layers, top_k]"
+        )
+    if unrouted is not None and unrouted.shape != (rows, length):
+        raise ConfigError(
+            f"{where}: {layout.unrouted} is of shape {unrouted.shape}, expected [batch, {length}]"
+        )
+    known = {
+        *needed, *layout.train, layout.advantage, layout.reward, *layout.group, layout.weight_version, layout.routes,
+        layout.unrouted,
+    }  # fmt: skip
     renamed: list[tuple[str | None, str]] = [
         (layout.tokens, "prompt_token_ids + response_token_ids"),
         (layout.rollout, "rollout_logprobs"),
         (trained, "train/forward"),
+        (layout.routes if routes is not None else None, "routing/rollout/decode"),
         *((mask, "counted tokens") for mask in layout.counted),
     ]
     notes.renamed.update({name: to for name, to in renamed if name is not None})
     per_row = {name: values for name, values in others.items() if _is_column(values, rows)}
     notes.unknown.update(name for name in {*arrays, *per_row} if name not in known)
     for row in range(rows):
-        place, keep = f"{where} row {row}", real[row]
+        place = f"{where} row {row}"
+        keep = _full_width(arrays[layout.attention][row], length) != 0
+        tokens = token_ids(arrays[layout.tokens][row][keep], place)
+        counted = np.logical_and.reduce(
+            [keep, *(_full_width(arrays[name][row], length) != 0 for name in layout.counted)]
+        )
         yield ImportedSequence(
             where=place,
-            tokens=token_ids(arrays[layout.tokens][row][keep], place),
-            counted=counted[row][keep],
-            rollout_logprobs=columns[layout.rollout][row][keep],
-            train_logprobs=None if trained is None else columns[trained][row][keep],
+            tokens=tokens,
+            counted=counted[keep],
+            rollout_logprobs=_full_width(arrays[layout.rollout][row], length)[keep],
+            train_logprobs=None if trained is None else _full_width(arrays[trained][row], length)[keep],
             group=next((str(per_row[name][row]) for name in layout.group if name in per_row), None),
-            advantage=_of_sequence(arrays.get(layout.advantage), row, length, counted[row]),
+            advantage=_of_sequence(arrays.get(layout.advantage), row, length, counted),
             reward=_reward(arrays.get(layout.reward), row),
             weight_version=str(per_row[layout.weight_version][row])
             if layout.weight_version in per_row
             else None,
             extras=_extras(arrays, per_row, known, row),
+            routes=None
+            if routes is None
+            else fed_routes(
+                routes[row][keep], tokens.size, str(layout.routes), place,
+                absent=None if unrouted is None else unrouted[row][keep],
+            ),
         )  # fmt: skip
 
 
@@ -151,9 +185,7 @@ def _of_sequence(
         return None
     if array.ndim == 1:
         return float(array[row])
-    full = np.zeros(length)
-    full[length - array.shape[1] :] = array[row]
-    return constant(full, counted)
+    return constant(_full_width(array[row], length), counted)
 
 
 def _reward(array: npt.NDArray[Any] | None, row: int) -> float | None:

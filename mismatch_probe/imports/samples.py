@@ -21,6 +21,7 @@ from mismatch_probe.imports.importer import (
     token_ids,
 )
 from mismatch_probe.imports.padded import as_array
+from mismatch_probe.imports.routes import fed_routes
 from mismatch_probe.imports.unpickling import read_torch
 
 _RENAMED = {
@@ -34,7 +35,8 @@ _RENAMED = {
     "advantages": "advantage",
     "weight_versions": "weight_version",
 }
-_ROUTES = ("rollout_routed_experts", "rollout_indexer_topk")
+_ROUTES = "rollout_routed_experts"
+_INDEXER = "rollout_indexer_topk"
 
 
 @register_importer("slime", summary="rollout_data/N.pt, and train_data/N.pt where it is there")
@@ -169,12 +171,15 @@ def _sequence(
         require(trained, ("log_probs",), where)
         train_logprobs = fill(trained["log_probs"], "log_probs")
     advantages = None if trained is None else trained.get("advantages")
-    extras = {k: v for k, v in sample.items() if k not in _RENAMED and k not in _ROUTES}
+    extras = {k: v for k, v in sample.items() if k not in _RENAMED and k not in (_ROUTES, _INDEXER)}
     notes.renamed.update({k: to for k, to in _RENAMED.items() if k in sample or k in (trained or {})})
     notes.unknown.update(extras)
-    for name in _ROUTES:
-        if sample.get(name) is not None:
-            notes.dropped[f"column {name}: routes are not imported"] += 1
+    routes = None
+    if sample.get(_ROUTES) is not None:
+        routes = fed_routes(as_array(sample[_ROUTES], _ROUTES, where), ids.size, _ROUTES, where)
+        notes.renamed[_ROUTES] = "routing/rollout/decode"
+    if sample.get(_INDEXER) is not None:
+        notes.dropped[f"column {_INDEXER}: choices of a sparse-attention indexer, which no leg compares"] += 1
     reward, versions = sample.get("reward"), sample.get("weight_versions")
     return ImportedSequence(
         where=where,
@@ -187,6 +192,7 @@ def _sequence(
         reward=float(reward) if isinstance(reward, int | float) else None,
         weight_version="..".join(dict.fromkeys(str(v) for v in versions)) if versions else None,
         extras=extras,
+        routes=routes,
     )  # fmt: skip
 
 

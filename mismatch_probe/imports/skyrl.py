@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from mismatch_probe.errors import ConfigError
+from mismatch_probe.imports.allowed import Held
 from mismatch_probe.imports.importer import ImportedSequence, Notes, dump_files, register_importer
 from mismatch_probe.imports.padded import PaddedLayout, padded_sequences
-from mismatch_probe.imports.unpickling import Held, load_torch_bytes, read_pickle
+from mismatch_probe.imports.unpickling import load_torch_bytes, read_pickle
 
 _SKYRL = PaddedLayout(
     tokens="sequences",
@@ -22,8 +23,9 @@ _SKYRL = PaddedLayout(
     advantage="advantages",
     reward="rewards",
     group=("uids",),
+    routes="rollout_expert_indices",
+    unrouted="router_padding_mask",
 )
-_ROUTES = ("rollout_expert_indices", "router_padding_mask")
 
 
 @register_importer("skyrl", summary="global_step_N_training_input.pkl, both sides")
@@ -40,12 +42,15 @@ def skyrl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
             raise ConfigError(f"{file} holds no training batch")
         batch = {}
         for name, value in tensors.items():
-            if name in _ROUTES and value is not None:
-                notes.dropped[f"column {name}: routes are not imported"] += 1
-            elif isinstance(value, dict) and value.get("format") == "tensor_list":
+            if isinstance(value, dict) and value.get("format") == "tensor_list":
                 notes.dropped[f"column {name}: a list of tensors of several shapes"] += 1
             elif value is not None:
                 batch[name] = _tensor(value, name, str(file))
+        if _SKYRL.unrouted not in batch and batch.pop(_SKYRL.routes, None) is not None:
+            # Without the mask its filler, experts 0 to top_k - 1, is not to be told from a route.
+            notes.dropped[
+                f"column {_SKYRL.routes}: no {_SKYRL.unrouted} says which of them were recorded"
+            ] += 1
         metadata = state.get("metadata")
         yield from padded_sequences(
             batch, metadata if isinstance(metadata, Mapping) else {}, _SKYRL, file.name, notes

@@ -1,4 +1,4 @@
-"""From a dump's sequence with a mask to rows of a run: a prompt, a response, and nothing that is not counted."""
+"""From a dump's sequence to a row of a run: a prompt, and a response that begins with the first counted token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mismatch_probe.imports.importer import FloatArray, ImportedSequence, IntArray
+from mismatch_probe.imports.importer import BoolArray, FloatArray, ImportedSequence, IntArray, RouteArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,43 +16,37 @@ class Row:
     Attributes:
         prompt: int64 [prompt tokens].
         response: int64 [response tokens].
-        rollout: float64 [response tokens], nats.
-        train: float64 [response tokens], nats, or None.
-        joined: Whether uncounted tokens were taken out of the middle of the response, so that prompt and response no
-            longer follow each other as the model saw them.
+        rollout: float64 [response tokens], nats; 0 where not counted.
+        train: float64 [response tokens], nats, 0 where not counted; or None.
+        counted: bool [response tokens], or None where all count.
+        routes: int16 [prompt + response - 1, layers, top_k], or None.
     """
 
     prompt: IntArray
     response: IntArray
     rollout: FloatArray
     train: FloatArray | None
-    joined: bool
+    counted: BoolArray | None
+    routes: RouteArray | None
 
 
-def rows_of(sequence: ImportedSequence) -> list[Row]:
-    """Rows of one sequence; none where no token counts.
+def row_of(sequence: ImportedSequence) -> Row | None:
+    """The row of one sequence; None where no token counts.
 
-    Tokens before the first counted one are the prompt and tokens after the last are left out. Tokens in between, such as a
-    tool's output, have no log-probability. With both sides there, they are taken out: the numbers are then those of the
-    whole sequence, and no more is asked of its ids. With one side there, the ids have to be scored as the model saw them:
-    the sequence becomes one row for each stretch of counted tokens, with everything before it for a prompt.
+    Tokens before the first counted one are the prompt and tokens after the last are left out. Tokens in between, such as
+    a tool's output, stay where they are, as the model saw them, outside the row's loss mask.
     """
     places = np.flatnonzero(sequence.counted)
     if places.size == 0:
-        return []
-    stretches = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+        return None
+    span = slice(int(places[0]), int(places[-1]) + 1)
+    counted = sequence.counted[span]
     train = sequence.train_logprobs
-    if train is not None:
-        return [
-            Row(
-                sequence.tokens[: places[0]],
-                sequence.tokens[places],
-                sequence.rollout_logprobs[places],
-                train[places],
-                len(stretches) > 1,
-            )
-        ]
-    return [
-        Row(sequence.tokens[: part[0]], sequence.tokens[part], sequence.rollout_logprobs[part], None, False)
-        for part in stretches
-    ]
+    return Row(
+        sequence.tokens[: span.start],
+        sequence.tokens[span],
+        np.where(counted, sequence.rollout_logprobs[span], 0.0),
+        None if train is None else np.where(counted, train[span], 0.0),
+        None if counted.all() else counted,
+        None if sequence.routes is None else sequence.routes[: span.stop - 1],
+    )

@@ -1,111 +1,26 @@
 """Pickles and torch files of a dump, read without running what they name.
 
 A pickle names callables and the reader calls them. Here a name is looked up in a short list of things that only build
-arrays, tensors and containers; any other ends the reading, before anything was imported or called.
+arrays, tensors and containers (`mismatch_probe.imports.allowed`); any other ends the reading, before anything was
+imported or called.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import types
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import IO, Any
 
 from mismatch_probe.errors import ConfigError
+from mismatch_probe.imports.allowed import allowed_name
 
 MAX_BYTES = 64 << 30
-"""A dump file beyond this is refused: it is read into memory whole."""
-
-
-class Held(dict[str, Any]):
-    """Stands for an object of a class that is not imported: its state, as a dict."""
-
-    def __setstate__(self, state: Any) -> None:
-        self["__state__"] = state
-
-
-def _rebuild_batch(_cls: Any, state: Any) -> Any:
-    return state
-
-
-def _held_dict(_cls: Any, state: Any) -> Any:
-    return state.get("_tensordict", state) if isinstance(state, dict) else state
-
-
-def _consolidated(metadata: Any, storage: Any) -> dict[str, Any]:
-    """Tensors of a consolidated TensorDict: views of one byte storage, as its metadata says."""
-    import torch
-
-    tensors: dict[str, Any] = dict(metadata["non_tensors"])
-    for name, (dtype, shape, start, stop, pad) in metadata["leaves"].items():
-        kind = getattr(torch, str(dtype).removeprefix("torch."), None)
-        if not isinstance(kind, torch.dtype) or not 0 <= start <= stop - pad <= len(storage):
-            raise pickle.UnpicklingError(f"field {name!r} has impossible metadata")
-        tensors[name] = storage[start : stop - pad].view(kind).reshape(shape)
-    return tensors
-
-
-def _dtype(*arguments: Any) -> Any:
-    """numpy.dtype without structured or callable descriptions."""
-    if not arguments or not isinstance(arguments[0], str):
-        raise pickle.UnpicklingError("a dtype that is no plain name")
-    return np.dtype(*arguments)
-
-
-class _Dtype:
-    """`numpy.dtype` as a pickle names it: called, and given its byte order as state."""
-
-    def __new__(cls, *arguments: Any) -> Any:
-        return _dtype(*arguments)
-
-
-def _no_scalar_code(dtype: Any, data: Any = None) -> Any:
-    if not isinstance(dtype, np.dtype) or dtype.hasobject:
-        raise pickle.UnpicklingError("a numpy scalar that holds objects")
-    return np.frombuffer(data, dtype=dtype, count=1)[0]
-
-
-def _empty_array(_cls: Any, *_shape_and_code: Any) -> Any:
-    """What numpy's pickles begin with: an array that takes shape, dtype and data from the state that follows."""
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
-
-
-def _allowed() -> dict[tuple[str, str], Any]:
-    names: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_io", "BytesIO"): io.BytesIO,
-        ("builtins", "bytearray"): bytearray,
-        ("_codecs", "encode"): _encode,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): _Dtype,
-        ("torch", "Size"): tuple,
-        ("torch", "device"): lambda *arguments: str(arguments[0]),
-        ("tensordict._reductions", "_rebuild_tensordict_files_consolidated"): _consolidated,
-        ("tensordict._reductions", "_make_td"): _held_dict,
-        ("tensordict._td", "TensorDict"): Held,
-        ("verl.protocol", "DataProto"): Held,
-        ("roll.distributed.scheduler.protocol", "DataProto"): Held,
-        ("skyrl.backends.skyrl_train.training_batch", "_rebuild_tensor_batch"): _rebuild_batch,
-        ("skyrl.backends.skyrl_train.training_batch", "TrainingInputBatch"): Held,
-        ("skyrl_train.training_batch", "TrainingInputBatch"): Held,
-    }
-    for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        names[core, "_reconstruct"] = _empty_array
-        names[core, "scalar"] = _no_scalar_code
-    return names
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """How protocol 2 writes bytes; no other codec."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the codec {encoding!r}")
-    return str(text).encode("latin1")
+"""A dump file beyond this is refused."""
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -117,46 +32,51 @@ class RestrictedUnpickler(pickle.Unpickler):
         Raises:
             UnpicklingError: It is not there.
         """
-        found = _allowed().get((module, name))
-        if found is not None:
-            return found
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _inner_torch
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            from torch._utils import _rebuild_tensor_v2
-
-            return _rebuild_tensor_v2
-        if module == "torch":
-            import torch
-
-            thing = getattr(torch, name, None)
-            if isinstance(thing, torch.dtype) or (name.endswith("Storage") and isinstance(thing, type)):
-                return thing
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        found = allowed_name(module, name)
+        if found is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return found
 
 
-def _inner_torch(data: bytes) -> Any:
-    return load_torch_bytes(data, "a tensor inside the dump")
+class _Bounded:
+    """A file that is never asked for more than it has left, whatever length a pickle declares."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+
+    def read(self, count: int = -1, /) -> bytes:
+        left = self._size - self._file.tell()
+        return self._file.read(left if count < 0 else min(count, left))
+
+    def readline(self) -> bytes:
+        return self._file.readline()
 
 
 def read_pickle(path: Path) -> Any:
-    """Content of a pickle, objects of unknown frameworks as `Held`.
+    """Content of a pickle, objects of unknown frameworks as `Held`; read front to back, and held once.
 
     Raises:
-        ConfigError: The file is too big, damaged, or asks for anything outside the list.
+        ConfigError: The file is too big for this machine, damaged, or asks for anything outside the list.
     """
-    _check_size(path)
-    return _guarded(lambda: RestrictedUnpickler(io.BytesIO(path.read_bytes())).load(), str(path))
+    size = _checked_size(path)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory // 2:
+        raise ConfigError(
+            f"{path} is {size / 1e9:.1f} GB, and a pickle is read into memory whole: this machine has "
+            f"{memory / 1e9:.1f} GB",
+            hint="import it on a larger machine",
+        )
+    with path.open("rb") as file:
+        return _guarded(lambda: RestrictedUnpickler(_Bounded(file, size)).load(), str(path))
 
 
 def read_torch(path: Path) -> Any:
-    """Content of a `torch.save` file.
+    """Content of a `torch.save` file; its tensors are mapped, and come into memory where they are used.
 
     Raises:
         ConfigError: As `read_pickle`; also an archive that is compressed, holds code or names files outside itself.
     """
-    _check_size(path)
-    return load_torch_bytes(path.read_bytes(), str(path))
+    return _load_torch(path, _checked_size(path), str(path))
 
 
 def load_torch_bytes(data: bytes, where: str) -> Any:
@@ -165,32 +85,38 @@ def load_torch_bytes(data: bytes, where: str) -> Any:
     Raises:
         ConfigError: As `read_torch`.
     """
+    return _load_torch(data, len(data), where)
+
+
+def _load_torch(source: Path | bytes, size: int, where: str) -> Any:
     import torch
 
-    _check_archive(data, where)
+    def opened() -> Any:
+        return io.BytesIO(source) if isinstance(source, bytes) else source
+
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": not isinstance(source, bytes)}
+    _check_archive(opened(), size, where)
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(opened(), weights_only=True, **options)
     except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError):
         pass  # not only weights: read below, name by name, which says what is wrong
     module = types.ModuleType("restricted_pickle")
     vars(module).update(Unpickler=RestrictedUnpickler, load=lambda file: RestrictedUnpickler(file).load())
-    return _guarded(
-        lambda: torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=module),
-        where,
-    )
+    return _guarded(lambda: torch.load(opened(), weights_only=False, pickle_module=module, **options), where)
 
 
-def _check_size(path: Path) -> None:
+def _checked_size(path: Path) -> int:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ConfigError(f"{path} is {size / 1e9:.0f} GB", hint="import single steps or ranks of the dump")
     if size == 0:
         raise ConfigError(f"{path} is empty")
+    return size
 
 
-def _check_archive(data: bytes, where: str) -> None:
+def _check_archive(source: Any, size: int, where: str) -> None:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(source) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise ConfigError(
@@ -205,7 +131,7 @@ def _check_archive(data: bytes, where: str) -> None:
             raise ConfigError(f"{where} is refused: it is compressed, which torch.save never does")
         if parts[-1] == "constants.pkl" or "code" in parts[1:-1]:
             raise ConfigError(f"{where} is refused: it holds code (TorchScript)")
-    if sum(entry.file_size for entry in entries) > len(data):
+    if sum(entry.file_size for entry in entries) > size:
         raise ConfigError(f"{where} is refused: its entries claim more bytes than the file has")
 
 

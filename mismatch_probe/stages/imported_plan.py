@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from mismatch_probe.assets.catalog import ModelSource, resolve_model
-from mismatch_probe.assets.model_facts import read_model_facts
+from mismatch_probe.assets.model_facts import ModelFacts, read_model_facts
 from mismatch_probe.config.model import ROLLOUT_LEGS, ROUTED_LEGS, Leg, ProbeConfig
 from mismatch_probe.errors import ConfigError, InconclusiveError, RunDirectoryError
 from mismatch_probe.preflight.environment import check_environment
@@ -15,6 +17,7 @@ from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.importing import PART_ROWS
 from mismatch_probe.stages.plan import RunPlan
 from mismatch_probe.trace.manifest import redact
+from mismatch_probe.trace.parts import read_routing_part, write_routing
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 
@@ -31,14 +34,9 @@ def plan_imported(run: RunDirectory, config: ProbeConfig, watcher: Watcher) -> R
 
     Raises:
         ConfigError: The checkpoint or the temperature was not given, or a leg cannot be taken from an import.
-        InconclusiveError: The run's ids are not those that a model saw, or do not fit the checkpoint.
+        InconclusiveError: The run's ids or routes do not fit the checkpoint.
     """
     manifest = run.read_manifest()
-    if manifest["imported"]["joined"]:
-        raise InconclusiveError(
-            "tokens were taken out of the middle of some responses, so they cannot be scored again",
-            hint="measure the run: it has both sides",
-        )
     given = config.model_fields_set
     if "model" not in given and config.train.model is None:
         raise ConfigError(
@@ -49,10 +47,17 @@ def plan_imported(run: RunDirectory, config: ProbeConfig, watcher: Watcher) -> R
             "the dump does not say at which temperature its tokens were sampled",
             hint="give it: --set sampling.temperature=1.0",
         )
-    legs = config.legs if "legs" in given else _LEGS
-    refused = [leg for leg in legs if leg in (*ROUTED_LEGS, *ROLLOUT_LEGS[1:])]
+    imported = manifest["imported"]
+    # Where the dump has the trainer's side, the forward that its routes belong to is not to be had again.
+    routed = bool(imported.get("routes")) and not imported["two_sided"] and config.routing is not False
+    if config.routing and not routed:
+        raise ConfigError(
+            "the routes of both sides are not to be had of this dump", hint="leave out --set routing=true"
+        )
+    legs = config.legs if "legs" in given else (*_LEGS, *(ROUTED_LEGS if routed else ()))
+    refused = [leg for leg in legs if leg in ROLLOUT_LEGS[1:] or (leg in ROUTED_LEGS and not routed)]
     if refused:
-        raise ConfigError(f"{refused[0]} cannot be taken of an imported run", hint="leave it out of legs")
+        raise ConfigError(f"{refused[0]} cannot be taken of this imported run", hint="leave it out of legs")
     check_environment()
 
     def progress(what: str, done: int, total: int) -> None:
@@ -68,6 +73,8 @@ def plan_imported(run: RunDirectory, config: ProbeConfig, watcher: Watcher) -> R
             f"the dump has token {largest}, {model.name} has {facts.vocab_size} tokens",
             hint="is this the checkpoint that sampled it?",
         )
+    if routed:
+        _check_routes(imported["routes"], facts)
     bounds = rollout.prompt_offsets
     prompts = tuple(
         Prompt(str(row), tuple(rollout.prompt_tokens[bounds[row] : bounds[row + 1]].tolist()))
@@ -81,11 +88,31 @@ def plan_imported(run: RunDirectory, config: ProbeConfig, watcher: Watcher) -> R
         facts=facts,
         prompts=PromptSet(manifest["prompts"]["source"], prompts, None, None),
         legs=legs,
-        routing=False,
+        routing=routed,
         max_model_len=longest,
         prompts_per_part=PART_ROWS,
         num_parts=int(manifest["num_parts"]),
     )
+
+
+def _check_routes(routes: dict[str, int], facts: ModelFacts) -> None:
+    fits = routes["layers"] in (facts.num_moe_layers, facts.num_layers) and routes["top_k"] == facts.top_k
+    if not facts.is_moe or not fits:
+        raise InconclusiveError(
+            f"the dump has routes of {routes['layers']} layers, top-{routes['top_k']}; the checkpoint has "
+            f"{facts.num_layers} layers, {facts.num_moe_layers} of them with experts, top-{facts.top_k}",
+            hint="is this the checkpoint that sampled it? --set routing=false leaves routes alone",
+        )
+
+
+def _keep_routed_layers(run: RunDirectory, plan: RunPlan) -> None:
+    """Leaves out the layers without experts, where the rollout engine listed all layers of the model."""
+    for index in range(plan.num_parts):
+        path = run.routing_part("rollout/decode", index)
+        part = read_routing_part(path)
+        if part.experts.shape[1] == plan.facts.num_layers != plan.facts.num_moe_layers:
+            experts = part.experts[:, list(plan.facts.moe_layers)]
+            write_routing(path, np.split(experts, part.offsets[1:-1]), part.sequence_id.tolist())
 
 
 def begin_imported(run: RunDirectory, plan: RunPlan) -> None:
@@ -100,6 +127,8 @@ def begin_imported(run: RunDirectory, plan: RunPlan) -> None:
         raise RunDirectoryError(
             f"{run.path} was scored with another checkpoint before", hint="import the dump into another run"
         )
+    if plan.routing:
+        _keep_routed_layers(run, plan)
     facts: dict[str, Any] = dataclasses.asdict(plan.facts)
     model = {key: facts.get(key, value) for key, value in held["model"].items()}
     model |= {
@@ -123,6 +152,7 @@ def begin_imported(run: RunDirectory, plan: RunPlan) -> None:
             "legs": list(dict.fromkeys([*held["legs"], *plan.legs])),
             "config": config,
             "config_set": sorted(plan.config.model_fields_set - {"matrix"}),
+            "routing": plan.routing,
             "imported": {**held["imported"], "sampling": sampling},
         }
     )

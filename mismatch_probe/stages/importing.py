@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mismatch_probe import __version__
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.imports.importer import ImportedSequence, Notes, importers
-from mismatch_probe.imports.turns import Row, rows_of
+from mismatch_probe.imports.routes import MISSING
+from mismatch_probe.imports.turns import Row, row_of
 from mismatch_probe.preflight.environment import package_versions
 from mismatch_probe.stages.rollout_work import write_scores
-from mismatch_probe.trace.parts import write_table, write_text
+from mismatch_probe.trace.parts import write_routing, write_table, write_text
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.schema import SCHEMA_VERSION, rollout_schema
 
@@ -53,24 +55,26 @@ def import_dump(
     notes = Notes()
     parts = _Parts(run)
     for sequence in importer(path, notes):
-        rows = _checked(sequence, notes)
-        parts.add(sequence, rows)
+        row = _checked(sequence, notes)
+        if row is not None:
+            parts.add(sequence, row)
     parts.flush()
     if not parts.num_rows:
         raise InconclusiveError(
             f"{path} has no sequence with a token that counts", hint="check its loss masks"
         )
-    if parts.joined:
-        notes.dropped["sequence whose uncounted tokens inside the response were taken out"] = parts.joined
     if not parts.two_sided:
         notes.missing["train/forward"] = (
             "one side only: run `mismatch-probe score --model CHECKPOINT` before measuring"
         )
     for column, absent in parts.absent.items():
         if absent:
-            notes.missing[column] = (
-                f"not there for {absent} of {parts.num_rows} sequences, so it is used for none"
+            follows = (
+                "their tokens count as not routed"
+                if column == "routes" and parts.routes
+                else "it is used for none"
             )
+            notes.missing[column] = f"not there for {absent} of {parts.num_rows} sequences, so {follows}"
     section = {
         "from": name,
         "renamed": dict(sorted(notes.renamed.items())),
@@ -78,24 +82,23 @@ def import_dump(
         "missing": dict(sorted(notes.missing.items())),
         "left_out": dict(sorted(notes.dropped.items())),
         "two_sided": parts.two_sided,
-        "joined": parts.joined,
+        "masked_sequences": parts.masked,
+        "routes": parts.routes,
     }
     run.write_manifest(_manifest(run, name, path, config, command, parts, section))
     return section
 
 
-def _checked(sequence: ImportedSequence, notes: Notes) -> list[Row]:
-    rows = rows_of(sequence)
-    if not rows:
+def _checked(sequence: ImportedSequence, notes: Notes) -> Row | None:
+    row = row_of(sequence)
+    if row is None:
         notes.dropped["sequence without a token that counts"] += 1
-    if any(not row.prompt.size for row in rows):
+    elif not row.prompt.size:
         raise ConfigError(
             f"{sequence.where} has no prompt: its first token counts, and nothing precedes it",
             hint="is the mask shifted by one?",
         )
-    if len(rows) > 1:
-        notes.dropped["sequence cut into one row for each stretch of counted tokens"] += 1
-    return rows
+    return row
 
 
 class _Parts:
@@ -107,23 +110,33 @@ class _Parts:
         self._samples: dict[str, int] = {}
         self._prompts = hashlib.sha256()
         self._offsets, self._response = hashlib.sha256(), hashlib.sha256()
-        self.num_parts = self.num_rows = self.joined = 0
+        self.num_parts = self.num_rows = self.masked = 0
         self.two_sided: bool | None = None
-        self.absent = {"advantage": 0, "reward": 0, "weight_version": 0}
+        self.absent = {"advantage": 0, "reward": 0, "weight_version": 0, "routes": 0}
+        self.routes: dict[str, int] | None = None
 
-    def add(self, sequence: ImportedSequence, rows: list[Row]) -> None:
-        for row in rows:
-            if self.two_sided is None:
-                self.two_sided = row.train is not None
-            if self.two_sided != (row.train is not None):
-                raise InconclusiveError(
-                    f"{sequence.where}: some sequences have the trainer's log-probabilities and some have not",
-                    hint="import the files apart",
-                )
-            self.joined += row.joined
-            self._rows.append((sequence, row))
-            if len(self._rows) == PART_ROWS:
-                self.flush()
+    def add(self, sequence: ImportedSequence, row: Row) -> None:
+        if self.two_sided is None:
+            self.two_sided = row.train is not None
+            if row.routes is not None:
+                self.routes = {"layers": row.routes.shape[1], "top_k": row.routes.shape[2]}
+        if self.two_sided != (row.train is not None):
+            raise InconclusiveError(
+                f"{sequence.where}: some sequences have the trainer's log-probabilities and some have not",
+                hint="import the files apart",
+            )
+        if (shape := self._shape()) and row.routes is not None and row.routes.shape[1:] != shape:
+            raise ConfigError(
+                f"{sequence.where} has routes of {row.routes.shape[1:]} layers and experts, the first had {shape}",
+                hint="are all files of one model?",
+            )
+        self.masked += row.counted is not None
+        self._rows.append((sequence, row))
+        if len(self._rows) == PART_ROWS:
+            self.flush()
+
+    def _shape(self) -> tuple[int, int] | None:
+        return None if self.routes is None else (self.routes["layers"], self.routes["top_k"])
 
     def flush(self) -> None:
         """Writes what is held as one part."""
@@ -149,8 +162,14 @@ class _Parts:
             "reward": [sequence.reward for sequence, _ in self._rows],
             "weight_version": [sequence.weight_version for sequence, _ in self._rows],
             "old_logprobs": [None] * len(ids),
-            "loss_mask": [None] * len(ids),
+            "loss_mask": [row.counted for _, row in self._rows],
         }
+        if (shape := self._shape()) is not None:
+            write_routing(
+                self._run.routing_part("rollout/decode", self.num_parts),
+                [_routes(row, shape) for _, row in self._rows],
+                ids,
+            )
         if self.two_sided:
             write_scores(
                 self._run, "train/forward", self.num_parts, ids, [row.train for _, row in self._rows], None
@@ -185,6 +204,12 @@ class _Parts:
     def _sample_index(self, name: str) -> int:
         self._samples[name] = self._samples.get(name, -1) + 1
         return self._samples[name]
+
+
+def _routes(row: Row, shape: tuple[int, int]) -> npt.NDArray[np.int16]:
+    """A row's routes; a row without any has none for each of its tokens."""
+    fed = row.prompt.size + row.response.size - 1
+    return row.routes if row.routes is not None else np.full((fed, *shape), MISSING, dtype=np.int16)
 
 
 def _plain(values: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def test_one_sided_dump_gives_the_numbers_of_the_audit(embedded, tmp_path) -> No
     num_parts = audited.read_manifest()["num_parts"]
     trace = Trace(audited, num_parts)
     rollout = trace.rollout
+    experts, fed = trace.routes("rollout/decode")
     rows = [row for part in range(num_parts) for row in read_sequences(audited, part)]
     samples = [
         {
@@ -31,6 +32,7 @@ def test_one_sided_dump_gives_the_numbers_of_the_audit(embedded, tmp_path) -> No
             "tokens": [*row.prompt_token_ids, *row.response_token_ids], "response_length": len(row.response_token_ids),
             "rollout_log_probs": rollout.logprobs[rollout.offsets[place] : rollout.offsets[place + 1]].tolist(),
             "loss_mask": [1] * len(row.response_token_ids), "reward": 0.0, "weight_versions": ["0"],
+            "rollout_routed_experts": experts[fed[place] : fed[place + 1]].astype(np.int32),
         }
         for place, row in enumerate(rows)
     ]  # fmt: skip
@@ -45,7 +47,7 @@ def test_one_sided_dump_gives_the_numbers_of_the_audit(embedded, tmp_path) -> No
     assert "--model CHECKPOINT" in run_cli("score", str(out)).stderr
     scored = ("score", str(out), "--model", "tiny-qwen3-moe")
     assert "sampling.temperature" in run_cli(*scored).stderr
-    legs = 'legs=["rollout/decode","train/forward"]'
+    legs = 'legs=["rollout/decode","train/forward","train/replay"]'
     finished = run_cli(*scored, "--set", "sampling.temperature=1.0", "--set", legs)
     assert finished.status == 0, finished.stderr
     measured = run_cli("measure", str(out), "--format", "json")
@@ -64,7 +66,11 @@ def test_one_sided_dump_gives_the_numbers_of_the_audit(embedded, tmp_path) -> No
         )
     assert result["provenance"]["model"]["name"] == "tiny-qwen3-moe"
     assert result["provenance"]["sampling"]["temperature"] == 1.0
-    assert result["routing"]["available"] is False
+    # The rollout's routes came with the dump: agreement and replay are the audit's as well.
+    agreement = [of["routing"]["set_agreement"]["value"] for of in (result, embedded.result)]
+    assert agreement[0] == pytest.approx(agreement[1], abs=0.01)
+    replayed, before = (t.logprobs("train/replay") - rollout.logprobs for t in (again, trace))
+    assert np.mean(np.abs(replayed)) == pytest.approx(np.mean(np.abs(before)), rel=0.1)
 
 
 def test_two_sided_dump_goes_through_every_view(tmp_path) -> None:
@@ -75,8 +81,16 @@ def test_two_sided_dump_goes_through_every_view(tmp_path) -> None:
     assert report.status == 0 and "imported:nemo-rl" in report.stdout
     assert "imported:nemo-rl" in (out / "report.html").read_text()
     assert "rollout_is" in run_cli("export", str(out), "--to", "verl", "--force").stdout
-    joined = run_cli("score", str(out), "--model", "tiny-qwen3-moe", "--set", "sampling.temperature=1.0")
-    assert joined.status == 3 and "taken out of the middle" in joined.stderr
+    asked = (
+        "--model",
+        "tiny-qwen3-moe",
+        "--set",
+        "sampling.temperature=1.0",
+        "--set",
+        'legs=["rollout/decode","train/forward","train/replay"]',
+    )
+    replay = run_cli("score", str(out), *asked)
+    assert replay.status == 2 and "cannot be taken of this imported run" in replay.stderr
 
 
 def test_refusals(tmp_path) -> None:

@@ -32,6 +32,8 @@ class Made:
     group: int
     advantage: float
     reward: float
+    routes: np.ndarray
+    """int16 [tokens - 1, 3 layers, 2 experts of 8]; those of the third fed token were not recorded (-1)."""
 
 
 def sequences(seed: int = 0) -> list[Made]:
@@ -61,9 +63,25 @@ def sequences(seed: int = 0) -> list[Made]:
                 group,
                 (-1.0) ** index,
                 float(index % 2),
+                _routes(len(prompt) + length - 1, index),
             )
         )
     return made
+
+
+def _routes(fed: int, index: int) -> np.ndarray:
+    ranked = np.random.default_rng(200 + index).random((fed, 3, 8)).argsort(axis=-1)
+    routes = ranked[..., :2].astype(np.int16)
+    routes[2] = -1
+    return routes
+
+
+def route_rows(one: Made, rows: int, filler: Any) -> np.ndarray:
+    """A sequence's routes over so many rows, with the framework's own filler where there are none."""
+    full = np.broadcast_to(np.asarray(filler, np.int16), (rows, 3, 2)).copy()
+    known = (one.routes >= 0).all(axis=(1, 2))
+    full[: len(one.routes)][known] = one.routes[known]
+    return full
 
 
 def _prime(folder: Path, made: list[Made]) -> None:
@@ -136,6 +154,15 @@ def padded(made: list[Made], *, together: bool) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+def routed(batch: dict[str, torch.Tensor], made: list[Made], filler: Any) -> torch.Tensor:
+    """Routes of a padded batch, int16 [batch, length, 3, 2]."""
+    full = np.broadcast_to(np.asarray(filler, np.int16), (*batch["ids"].shape, 3, 2)).copy()
+    for row, one in enumerate(made):
+        begin = int(batch["attention"][row].argmax())
+        full[row, begin : begin + len(one.routes) + 1] = route_rows(one, len(one.routes) + 1, filler)
+    return torch.from_numpy(full)
+
+
 def write_verl(path: Path, made: list[Made]) -> None:
     """A `gen_batch.dp` as verl's skip manager leaves it, through verl's own DataProto."""
     from verl.protocol import DataProto
@@ -146,11 +173,39 @@ def write_verl(path: Path, made: list[Made]) -> None:
         tensors={
             "prompts": batch["prompts"], "responses": batch["responses"], "input_ids": batch["ids"],
             "attention_mask": batch["attention"], "response_mask": batch["mask"].long(),
-            "rollout_log_probs": batch["rollout"], "routed_experts": torch.zeros(len(made), batch["ids"].shape[1], 2, 2, dtype=torch.int16),
+            "rollout_log_probs": batch["rollout"], "routed_experts": routed(batch, made, 0),
         },
         non_tensors={"uid": np.array([f"prompt-{one.group}" for one in made], dtype=object)},
     ).save_to_disk(path)  # fmt: skip
     (path.parent / "meta.json").write_text('{"global_steps": 1}')
+
+
+def write_verl_queue(path: Path, made: list[Made]) -> None:
+    """A `tq_batch.pt` as verl's skip manager saves what TransferQueue 0.1.11 packs: jagged tensors, and stacks of the rest."""
+    from tensordict import NonTensorStack, TensorDict
+
+    def jagged(rows: list[Any]) -> torch.Tensor:
+        return torch.nested.as_nested_tensor([torch.as_tensor(row) for row in rows], layout=torch.jagged)
+
+    tokens = [np.concatenate([one.prompt, one.response]) for one in made]
+    columns = {
+        "prompts": jagged([one.prompt for one in made]), "responses": jagged([one.response for one in made]),
+        "response_mask": jagged([one.mask for one in made]), "loss_mask": jagged([one.mask for one in made]),
+        "rollout_log_probs": jagged([one.rollout for one in made]), "input_ids": jagged(tokens),
+        "position_ids": jagged([np.arange(len(ids)) for ids in tokens]),
+        "rm_scores": jagged([np.eye(1, len(one.response), len(one.response) - 1, dtype=np.float32)[0] * one.reward for one in made]),
+        "routed_experts": jagged([route_rows(one, len(ids), 0) for one, ids in zip(made, tokens, strict=True)]),
+        "uid": NonTensorStack(*[f"prompt-{one.group}" for one in made]), "num_turns": NonTensorStack(*[2] * len(made)),
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = {
+        "tensordict": TensorDict(columns, batch_size=[len(made)]),
+        "tags": [{"status": "success", "global_steps": 4, "min_global_steps": 3, "max_global_steps": 3 + number % 2} for number in range(len(made))],
+        "keys": [f"prompt-{one.group}_{number % 2}_0" for number, one in enumerate(made)],
+        "global_steps": 4,
+    }  # fmt: skip
+    torch.save(payload, path)
+    (path.parent / "meta.json").write_text(json.dumps({"global_steps": 4, "num_trajectories": len(made)}))
 
 
 def named_class(module: str, name: str) -> type:
@@ -200,7 +255,8 @@ def _skyrl(folder: Path, made: list[Made]) -> None:
         "sequences": batch["ids"], "attention_mask": batch["attention"], "loss_mask": batch["mask"],
         "response_mask": (batch["attention"][:, -batch["mask"].shape[1] :] * (batch["rollout"] != 5) * _in_response(made)).long(),
         "action_log_probs": batch["train"], "rollout_logprobs": batch["rollout"], "advantages": batch["advantages"],
-        "base_action_log_probs": None,
+        "base_action_log_probs": None, "rollout_expert_indices": routed(batch, made, [0, 1]).to(torch.uint8),
+        "router_padding_mask": (routed(batch, made, -1) < 0).flatten(2).any(dim=2),
     }  # fmt: skip
     module = "skyrl.backends.skyrl_train.training_batch"
     kind, rebuild = named_class(module, "TrainingInputBatch"), lambda cls, state: state
@@ -236,7 +292,7 @@ def _rollout_samples(made: list[Made]) -> list[dict[str, Any]]:
             "tokens": [*one.prompt.tolist(), *one.response.tolist()], "response_length": len(one.response),
             "label": None, "reward": one.reward, "loss_mask": one.mask.tolist(), "weight_versions": ["7"],
             "rollout_log_probs": one.rollout.tolist(), "status": "completed", "metadata": {"turns": 1},
-            "rollout_routed_experts": np.zeros((3, 2, 2), np.int32),
+            "rollout_routed_experts": route_rows(one, len(one.routes), 0).astype(np.int32),
         }
         for number, one in enumerate(made)
     ]  # fmt: skip
@@ -315,6 +371,9 @@ def write_all(folder: Path) -> list[Made]:
     made = sequences()
     for write in (_prime, _nemo, _roll, _skyrl, _slime, _miles, _trl):
         write(folder, made)
+    write_verl_queue(
+        folder / "verl-queue" / "exp_proj" / "GBS4_N2_in8_out16" / "1" / "0" / "tq_batch.pt", made
+    )
     write_verl(folder / "verl" / "exp_proj" / "GBS4_N2_in8_out16" / "1" / "gen_batch.dp", made)
     return made
 
