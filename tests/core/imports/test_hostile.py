@@ -16,9 +16,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.errors import ConfigError, InconclusiveError, MismatchProbeError
+from mismatch_probe.imports.allowed import allowed_name
 from mismatch_probe.imports.importer import Notes, importers
 from mismatch_probe.imports.unpickling import load_torch_bytes, read_pickle, read_torch
+from mismatch_probe.stages.importing import import_dump
+from mismatch_probe.stages.measure import measure_run
+from mismatch_probe.trace.run_directory import RunDirectory
 
 
 class Payload:
@@ -55,7 +60,12 @@ PICKLED = {
     "roll": "roll/train/step_000001.pkl",
     "skyrl": "skyrl/dumped_data/global_step_2_training_input.pkl",
 }
-TORCH = {"slime": "slime/rollout_data/0.pt", "miles": "miles/train_data/0_1.pt"}
+TORCH = {
+    "slime": "slime/rollout_data/0.pt",
+    "miles": "miles/train_data/0_1.pt",
+    "verl-queue": "verl-queue/exp_proj/GBS4_N2_in8_out16/1/0/tq_batch.pt",
+}
+IMPORTERS = {name: name.removesuffix("-queue") for name in (*PICKLED, *TORCH)}
 
 
 @pytest.mark.parametrize("name", PICKLED)
@@ -63,7 +73,7 @@ def test_pickle_that_calls(name: str, copies: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     (copies / PICKLED[name]).write_bytes(pickle.dumps({"batch_dict": Payload(marker)}))
     with pytest.raises(ConfigError, match=r"refused.*system") as caught:
-        read(name, copies / name)
+        read(IMPORTERS[name], copies / name)
     assert "nothing in it was run" in str(caught.value)
     assert not marker.exists()
 
@@ -73,7 +83,7 @@ def test_torch_file_that_calls(name: str, copies: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     replace_in_zip(copies / TORCH[name], data_pkl=pickle.dumps({"samples": [Payload(marker)]}, protocol=2))
     with pytest.raises(ConfigError, match="system"):
-        read(name, copies / name)
+        read(IMPORTERS[name], copies / name)
     assert not marker.exists()
 
 
@@ -108,7 +118,7 @@ def test_truncated(name: str, copies: Path) -> None:
     for size in (0, 10, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
         with pytest.raises(ConfigError):
-            read(name, copies / name)
+            read(IMPORTERS[name], copies / name)
 
 
 @given(st.binary(max_size=60))
@@ -120,6 +130,109 @@ def test_any_bytes_are_an_error_or_plain_data(tmp_path: Path, data: bytes) -> No
         read_pickle(path)
     except MismatchProbeError:
         return
+
+
+def test_lengths_that_a_pickle_only_declares(tmp_path: Path) -> None:
+    """Strings, bytes and arrays of a terabyte in a file of a few bytes."""
+    huge = (1 << 40).to_bytes(8, "little")
+    array = b"cnumpy\nndarray\n(I1099511627776\ntR."
+    for text in (b"\x80\x04\x8d" + huge, b"\x80\x04\x8e" + huge, b"\x80\x04\x95" + huge, b"\x80\x05\x96" + huge, array,
+                 b"cbuiltins\nbytearray\n(I1099511627776\ntR."):  # fmt: skip
+        path = tmp_path / "file.pkl"
+        path.write_bytes(text)
+        with pytest.raises(ConfigError, match=r"damaged|refused"):
+            read_pickle(path)
+
+
+@pytest.mark.parametrize("kept", ["weights only", "with a name torch does not know"])
+def test_a_tensor_larger_than_its_storage(kept: str, copies: Path, golden_module: Any) -> None:
+    """Strides of 0 make one stored value a terabyte; it is refused before it is made into an array."""
+    path = copies / TORCH["slime"]
+    samples = torch.load(path, weights_only=False)["samples"]
+    samples[0]["rollout_routed_experts"] = torch.zeros(1, dtype=torch.int32).expand(1 << 38, 1, 1)
+    if kept != "weights only":
+        from tensordict import TensorDict
+
+        samples[0]["metadata"] = TensorDict({}, batch_size=[])
+    torch.save({"rollout_id": 0, "samples": samples}, path)
+    with pytest.raises(ConfigError, match="its storage has"):
+        read("slime", path)
+
+
+def test_nested_rows_that_do_not_fit(copies: Path) -> None:
+    path = copies / TORCH["verl-queue"]
+    payload = torch.load(path, weights_only=False)
+    payload["keys"].append("one too many")
+    torch.save(payload, path)
+    with pytest.raises(ConfigError, match="8 rows for 9 keys"):
+        read("verl", path)
+    del payload["keys"][-1], payload["tensordict"]["response_mask"]
+    torch.save(payload, path)
+    with pytest.raises(InconclusiveError, match="has no response_mask"):
+        read("verl", path)
+    bounds = {"values": torch.zeros(4), "offsets": torch.tensor([0, 9]), "lengths": None}
+    with pytest.raises(pickle.UnpicklingError, match="do not fit its values"):
+        allowed_name("torch.nested._internal.nested_tensor", "_rebuild_njt")(bounds)
+
+
+@pytest.mark.parametrize(
+    ("routes", "said"),
+    [
+        (np.zeros((400, 3, 2), np.int32), "rows for"),
+        (np.zeros((3, 2), np.int32), "expected whole numbers"),
+        (np.zeros((3, 3, 2), np.float32), "expected whole numbers"),
+    ],
+)
+def test_routes_that_do_not_fit(routes: Any, said: str, copies: Path) -> None:
+    path = copies / TORCH["slime"]
+    payload = torch.load(path, weights_only=False)
+    payload["samples"][2]["rollout_routed_experts"] = routes
+    torch.save(payload, path)
+    with pytest.raises(ConfigError, match=said):
+        read("slime", path)
+
+
+def test_files_are_read_as_they_are_taken(copies: Path) -> None:
+    """Sequences before a broken line, and files before a broken file, are given first: nothing is read ahead."""
+    folder = copies / "prime-rl/token_exports/step_3"
+    path = folder / "rank_0.jsonl"
+    path.write_text(path.read_text() + "no JSON\n")
+    (folder / "rank_1.jsonl").write_text("nor this\n")
+    found = importers.get("prime-rl").item(folder, Notes())
+    assert len([next(found) for _ in range(8)]) == 8
+    with pytest.raises(ConfigError, match="line 9 is no JSON"):
+        next(found)
+
+
+def test_rows_without_bounds(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = copies / "nemo-rl/train_data_step6.jsonl"
+    deep.write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="line 1 is no JSON"):
+        read("nemo-rl", deep)
+    monkeypatch.setattr("mismatch_probe.imports.json_lines._LINE_LIMIT", 100)
+    with pytest.raises(ConfigError, match="line 1 is longer than"):
+        read("nemo-rl", copies / "nemo-rl")
+    monkeypatch.setattr("mismatch_probe.imports.trl._GROUP_VALUES", 100)
+    with pytest.raises(ConfigError, match="row group 0 unpacks to"):
+        read("trl", copies / "trl")
+
+
+def test_a_length_beyond_the_row(copies: Path) -> None:
+    path = copies / "nemo-rl/train_data_step5.jsonl"
+    edit_lines(path, input_lengths=lambda _: 4000)
+    with pytest.raises(ConfigError, match="input_lengths 4000 does not fit"):
+        read("nemo-rl", path)
+
+
+def test_sentinels_are_named_and_not_averaged(copies: Path, tmp_path: Path) -> None:
+    edit_lines(
+        copies / "prime-rl/token_exports/step_3/rank_0.jsonl", inference_logprobs=lambda v: [*v[:-1], -9999.0]
+    )
+    run = RunDirectory(tmp_path / "run")
+    with run.claim():
+        import_dump(run, "prime-rl", copies / "prime-rl", ProbeConfig(out=run.path), "test")
+    result = measure_run(run)
+    assert result["data_quality"]["unusable"]["sequences"] == [2] and not result["token"]["available"]
 
 
 def test_archives(tmp_path: Path) -> None:
