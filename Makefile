@@ -10,8 +10,10 @@ WORKERS ?= 2
 READY := $(VENV)/.ready-$(EXTRA)
 PARITY := $(VENV)/.ready-parity
 MEGATRON := $(VENV)/.ready-megatron
+SGLANG_VENV := .venv-sglang
+SGLANG := $(SGLANG_VENV)/.ready
 
-.PHONY: help audit test check format install clean
+.PHONY: help audit test check format install sglang clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -19,7 +21,7 @@ help:  ## Show this help
 audit: $(READY)  ## Audit vLLM against transformers on the embedded model, into runs/embedded
 	@$(BIN)/mismatch-probe audit --out runs/embedded --force; status=$$?; test $$status -le 1 || exit $$status
 
-test: $(READY) $(PARITY) $(MEGATRON) check  ## Run all checks and tests
+test: $(READY) $(PARITY) $(MEGATRON) $(SGLANG) check  ## Run all checks and tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: $(READY)  ## Formatting, lint, types, architecture
@@ -34,8 +36,10 @@ format: $(READY)  ## Format the code
 
 install: $(READY)  ## Only install
 
+sglang: $(SGLANG)  ## Build .venv-sglang, where the engines sglang and sglang-server run
+
 clean:  ## Remove the environment and runs
-	rm -rf $(VENV) runs dist
+	rm -rf $(VENV) $(SGLANG_VENV) runs dist
 
 # uv leaves out torchvision, torchaudio and torchcodec (see requirements/excludes.txt), which pip cannot. It reads a local
 # folder of wheels from UV_FIND_LINKS as pip does from PIP_FIND_LINKS; without one, the CPU build of torch comes from
@@ -61,4 +65,12 @@ $(PARITY): requirements/parity.txt $(READY)
 $(MEGATRON): requirements/megatron.txt $(READY)
 	@UV_FIND_LINKS="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-}}" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet \
 		--no-deps --requirement requirements/megatron.txt
+	@touch $@
+
+# SGLang's packages do not fit beside vLLM's. 2.2 GB; on a machine with an accelerator install SGLang there as its own
+# documentation says and name the interpreter with rollout.options.python.
+$(SGLANG): requirements/sglang.txt $(READY)
+	@test -x $(SGLANG_VENV)/bin/python || $(PYTHON) -m venv $(SGLANG_VENV)
+	@UV_FIND_LINKS="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-}}" VIRTUAL_ENV="$(CURDIR)/$(SGLANG_VENV)" $(BIN)/uv pip install --quiet \
+		--no-deps $(if $(UV_FIND_LINKS)$(PIP_FIND_LINKS),,--torch-backend cpu) --requirement requirements/sglang.txt
 	@touch $@

@@ -12,6 +12,19 @@ from mismatch_probe.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerEnvironment:
+    """Another Python environment that an engine has to run in.
+
+    Attributes:
+        python: Its interpreter. It needs numpy, pyarrow, pydantic, safetensors and the engine; this package is lent to it.
+        module: What the interpreter runs in place of `mismatch_probe.stages.worker`, with the same arguments.
+    """
+
+    python: Path
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineEntry:
     """How to ask about an engine without starting it, and how to start it.
 
@@ -21,12 +34,14 @@ class EngineEntry:
         capabilities_with: The same under given `rollout.options`, where they matter; as cheap.
         differences: For an engine with a weight file of its own: where that is not the model of the checkpoint folder,
             as (key, the engine's value, the checkpoint's). Takes the folder and `rollout.options`.
+        environment: For an engine that cannot run in this environment: where its worker runs, under `rollout.options`.
     """
 
     make: Callable[[EngineSpec], RolloutEngine]
     capabilities: Callable[[], EngineCapabilities]
     capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None
     differences: Callable[[Path, Mapping[str, Any]], Sequence[tuple[str, str, str]]] | None = None
+    environment: Callable[[Mapping[str, Any]], WorkerEnvironment] | None = None
 
     def able(self, options: Mapping[str, Any]) -> EngineCapabilities:
         """What the engine can give when it is started with `options`."""
@@ -37,6 +52,8 @@ def _load_own() -> None:
     import mismatch_probe.engines.llama_cpp_engine
     import mismatch_probe.engines.server.openai_engine
     import mismatch_probe.engines.server.vllm_server_engine
+    import mismatch_probe.engines.sglang.in_process
+    import mismatch_probe.engines.sglang.server
     import mismatch_probe.engines.transformers_engine
     import mismatch_probe.engines.vllm_engine  # noqa: F401  (all register themselves)
 
@@ -51,11 +68,14 @@ def register_engine(
     capabilities: Callable[[], EngineCapabilities],
     capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None,
     differences: Callable[[Path, Mapping[str, Any]], Sequence[tuple[str, str, str]]] | None = None,
+    environment: Callable[[Mapping[str, Any]], WorkerEnvironment] | None = None,
 ) -> Callable[[Callable[[EngineSpec], RolloutEngine]], Callable[[EngineSpec], RolloutEngine]]:
     """Decorates an engine's factory so that `--rollout NAME` finds it."""
 
     def register(make: Callable[[EngineSpec], RolloutEngine]) -> Callable[[EngineSpec], RolloutEngine]:
-        engines.add(name, EngineEntry(make, capabilities, capabilities_with, differences), summary)
+        engines.add(
+            name, EngineEntry(make, capabilities, capabilities_with, differences, environment), summary
+        )
         return make
 
     return register

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mismatch_probe import errors
+from mismatch_probe.engines.foreign_python import foreign_environment
+from mismatch_probe.engines.registry import WorkerEnvironment, engines
 from mismatch_probe.errors import EngineCrashError, EngineKilledError, MismatchProbeError
-from mismatch_probe.stages.job import Job, Task
+from mismatch_probe.stages.job import Job, RolloutJob, Task
 
 _GRACE_S = 20
 _KINDS: dict[str, type[MismatchProbeError]] = {
@@ -55,14 +57,20 @@ class WorkerProcess:
             theirs.append(take)
             self._tasks = os.fdopen(give, "w", buffering=1, encoding="utf-8")
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+        variables = {**quiet, **os.environ, **(environment or {})}
+        python, module = sys.executable, "mismatch_probe.stages.worker"
+        foreign = _foreign(job)
+        if foreign is not None and str(foreign.python) != sys.executable:
+            python, module = str(foreign.python), foreign.module
+            variables = foreign_environment(Path(self._folder.name), variables)
         with log.open("ab") as log_file:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "mismatch_probe.stages.worker", str(job_file), *map(str, theirs)],
+            self._process = subprocess.Popen(  # noqa: S603 - an interpreter and our own module
+                [python, "-m", module, str(job_file), *map(str, theirs)],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
                 pass_fds=theirs,
-                env={**quiet, **os.environ, **(environment or {})},
+                env=variables,
             )
         for descriptor in theirs:
             os.close(descriptor)
@@ -113,6 +121,14 @@ class WorkerProcess:
             # What a dead process did not take is still in the buffer.
             with contextlib.suppress(BrokenPipeError):
                 self._tasks.close()
+
+
+def _foreign(job: Job) -> WorkerEnvironment | None:
+    """Where the job's engine has to run, if that is not here."""
+    if not isinstance(job, RolloutJob):
+        return None
+    ask = engines.get(job.engine).item.environment
+    return None if ask is None else ask(job.spec["options"])
 
 
 def run_worker(
