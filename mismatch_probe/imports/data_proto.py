@@ -26,9 +26,7 @@ _VERL = PaddedLayout(
     routes="routed_experts",
 )
 # ROLL's fork of the batch renames what the rollout engine said and what names a group.
-_ROLL = replace(
-    _VERL, rollout="infer_logprobs", reward="scores", group=("group_ids", "prompt_id", "uid"), routes=None
-)
+_ROLL = replace(_VERL, rollout="infer_logprobs", reward="scores", group=("group_ids", "prompt_id", "uid"))
 
 
 def _data_proto(file: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -20,6 +20,10 @@ BoolArray = npt.NDArray[np.bool_]
 RouteArray = npt.NDArray[np.int16]
 
 
+MAX_VALUES = 1 << 24
+"""A column of one sequence may hold so many values as Python lists."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImportedSequence:
     """One sequence of a dump; everything per token is aligned with `tokens`.
@@ -141,6 +145,38 @@ def token_ids(values: Any, where: str) -> IntArray:
     if ids.size and (ids.min() < 0 or ids.max() >= 2**31):
         raise ConfigError(f"{where}: a token id is negative or beyond 32 bits", hint="is padding included?")
     return ids
+
+
+def check_values(value: Any, what: str, where: str) -> None:
+    """Refuses nested lists that hold one another so often that they say far more than the file does.
+
+    Raises:
+        ConfigError: There are more than 2^24 values, each counted as often as it is reached.
+    """
+    left, open_values = MAX_VALUES, [value]
+    while open_values:
+        held = open_values.pop()
+        if isinstance(held, Mapping):
+            held = list(held.values())
+        if not isinstance(held, list | tuple):
+            left -= 1 + (len(held) if isinstance(held, str | bytes) else 0) // 8
+            continue
+        left -= len(held)
+        if left < 0:
+            raise ConfigError(f"{where}: {what} is refused: it unfolds to over {MAX_VALUES} values")
+        open_values += [entry for entry in held if isinstance(entry, list | tuple | Mapping | str | bytes)]
+
+
+def name_of(value: Any, what: str, where: str) -> str:
+    """A group or a version as text.
+
+    Raises:
+        ConfigError: It is neither text nor a number.
+    """
+    plain = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
+    if not isinstance(plain, str | int | float):
+        raise ConfigError(f"{where}: {what} is {type(value).__name__}, expected text or a number")
+    return str(plain)
 
 
 def constant(values: Any, counted: BoolArray) -> float | None:

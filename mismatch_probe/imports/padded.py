@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.imports.allowed import check_expanded
-from mismatch_probe.imports.importer import ImportedSequence, Notes, constant, token_ids
+from mismatch_probe.imports.importer import (
+    ImportedSequence,
+    Notes,
+    check_values,
+    constant,
+    name_of,
+    token_ids,
+)
 from mismatch_probe.imports.routes import fed_routes
 
 
@@ -28,8 +35,7 @@ class PaddedLayout:
         train: Names under which the trainer's log-probabilities may be.
         advantage: Per response token or per sequence.
         reward: Per response token (summed over the row) or per sequence.
-        group: Non-tensor column that names the prompt group.
-        weight_version: Column with the weights' version, or None.
+        group: Columns of which the first that is there names the prompt group.
         routes: int [batch, length, layers, top_k]; the rollout's experts of each token of the row.
         unrouted: bool [batch, length]; tokens whose routes were not recorded.
     """
@@ -42,7 +48,6 @@ class PaddedLayout:
     advantage: str
     reward: str
     group: tuple[str, ...]
-    weight_version: str | None = None
     routes: str | None = None
     unrouted: str | None = None
 
@@ -62,6 +67,7 @@ def as_array(value: Any, name: str, where: str) -> npt.NDArray[Any]:
         if value.is_floating_point():
             value = value.float() if value.dtype.itemsize <= 4 else value
         value = value.numpy()
+    check_values(value, name, where)
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -124,7 +130,7 @@ def padded_sequences(
             f"{where}: {layout.unrouted} is of shape {unrouted.shape}, expected [batch, {length}]"
         )
     known = {
-        *needed, *layout.train, layout.advantage, layout.reward, *layout.group, layout.weight_version, layout.routes,
+        *needed, *layout.train, layout.advantage, layout.reward, *layout.group, layout.routes,
         layout.unrouted,
     }  # fmt: skip
     renamed: list[tuple[str | None, str]] = [
@@ -137,6 +143,7 @@ def padded_sequences(
     notes.renamed.update({name: to for name, to in renamed if name is not None})
     per_row = {name: values for name, values in others.items() if _is_column(values, rows)}
     notes.unknown.update(name for name in {*arrays, *per_row} if name not in known)
+    groups = {name: array for name, array in arrays.items() if array.ndim == 1} | per_row
     for row in range(rows):
         place = f"{where} row {row}"
         keep = _full_width(arrays[layout.attention][row], length) != 0
@@ -150,12 +157,9 @@ def padded_sequences(
             counted=counted[keep],
             rollout_logprobs=_full_width(arrays[layout.rollout][row], length)[keep],
             train_logprobs=None if trained is None else _full_width(arrays[trained][row], length)[keep],
-            group=next((str(per_row[name][row]) for name in layout.group if name in per_row), None),
+            group=next((name_of(groups[name][row], name, place) for name in layout.group if name in groups), None),
             advantage=_of_sequence(arrays.get(layout.advantage), row, length, counted),
             reward=_reward(arrays.get(layout.reward), row),
-            weight_version=str(per_row[layout.weight_version][row])
-            if layout.weight_version in per_row
-            else None,
             extras=_extras(arrays, per_row, known, row),
             routes=None
             if routes is None

@@ -15,6 +15,7 @@ from mismatch_probe.imports.importer import (
     ImportedSequence,
     Notes,
     constant,
+    name_of,
     per_token,
     require,
     token_ids,
@@ -64,8 +65,9 @@ def queued_sequences(file: Path, where: str, notes: Notes) -> Iterator[ImportedS
         if name in _NEEDED and len(rows) != len(keys):
             raise ConfigError(f"{where}: {name} has {len(rows)} rows for {len(keys)} keys")
     for index, (key, tag) in enumerate(zip(keys, tags, strict=True)):
-        row = {name: rows[index] for name, rows in columns.items() if len(rows) == len(keys)}
-        yield _sequence(row, str(key), tag, f"{where} {key}", notes)
+        name = name_of(key, "keys", where)
+        row = {column: rows[index] for column, rows in columns.items() if len(rows) == len(keys)}
+        yield _sequence(row, name, tag, f"{where} {name}", notes)
 
 
 def _rows(values: Any) -> Sequence[Any]:
@@ -112,10 +114,10 @@ def _sequence(row: Mapping[str, Any], key: str, tag: Any, where: str, notes: Not
         rollout_logprobs=fill("rollout_log_probs"),
         train_logprobs=fill("old_log_probs") if row.get("old_log_probs") is not None else None,
         # A key is the prompt's uid, the number of the sample and that of the piece of its trajectory.
-        group=str(uid) if uid is not None else key.rsplit("_", 2)[0],
+        group=name_of(uid, "uid", where) if uid is not None else key.rsplit("_", 2)[0],
         advantage=constant(fill("advantages"), counted) if row.get("advantages") is not None else None,
         reward=None if scores is None else float(np.sum(as_array(scores, "rm_scores", where), dtype=np.float64)),
-        weight_version="..".join(dict.fromkeys(str(v) for v in versions if v is not None)) or None,
+        weight_version="..".join(dict.fromkeys(name_of(v, "tags", where) for v in versions if v is not None)) or None,
         extras=extras,
         routes=None
         if routes is None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mismatch_probe import __version__
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.errors import ConfigError, InconclusiveError
-from mismatch_probe.imports.importer import ImportedSequence, Notes, importers
+from mismatch_probe.imports.importer import ImportedSequence, Notes, check_values, importers
 from mismatch_probe.imports.routes import MISSING
 from mismatch_probe.imports.turns import Row, row_of
 from mismatch_probe.preflight.environment import package_versions
@@ -175,7 +175,7 @@ class _Parts:
                 self._run, "train/forward", self.num_parts, ids, [row.train for _, row in self._rows], None
             )
         lines = (
-            json.dumps({"sequence_id": i, **_plain(s.extras)})
+            json.dumps({"sequence_id": i, **_plain(s.extras, s.where)})
             for i, (s, _) in zip(ids, self._rows, strict=True)
         )
         write_text(self._run.extras_part(self.num_parts), "\n".join(lines) + "\n")
@@ -212,14 +212,15 @@ def _routes(row: Row, shape: tuple[int, int]) -> npt.NDArray[np.int16]:
     return row.routes if row.routes is not None else np.full((fed, *shape), MISSING, dtype=np.int16)
 
 
-def _plain(values: Any) -> dict[str, Any]:
+def _plain(values: Any, where: str) -> dict[str, Any]:
     """Values that JSON has, as they are; others as text of bounded length."""
-    return {str(name): _plain_value(value) for name, value in values.items()}
+    return {str(name): _plain_value(value, str(name), where) for name, value in values.items()}
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: Any, name: str, where: str) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
+    check_values(value, name, where)
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):

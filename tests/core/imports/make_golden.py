@@ -226,14 +226,21 @@ def _forget(module: str) -> None:
 def _roll(folder: Path, made: list[Made]) -> None:
     from tensordict import TensorDict
 
-    batch = padded(made, together=False)
-    width = batch["ids"].shape[1]
-    lead = width - batch["mask"].shape[1]
-    whole = {name: torch.nn.functional.pad(batch[name], (lead, 0)) for name in ("rollout", "mask")}
+    # Its postprocess_generate pushes whole rows to the left; log-probabilities begin with the second token.
+    width = max(len(one.prompt) + len(one.response) for one in made) + 3
+    whole = {name: np.zeros((len(made), width)) for name in ("ids", "attention", "mask", "rollout")}
+    routes = np.zeros((len(made), width, 3, 2), np.uint8)
+    for row, one in enumerate(made):
+        lead, size = len(one.prompt), len(one.prompt) + len(one.response)
+        whole["ids"][row, :size], whole["attention"][row, :size] = [*one.prompt, *one.response], 1
+        whole["mask"][row, lead:size], whole["rollout"][row, lead:size] = one.mask, one.rollout
+        routes[row, : size - 1] = route_rows(one, size - 1, 0)
     tensors = TensorDict(
         {
-            "input_ids": batch["ids"], "attention_mask": batch["attention"], "response_mask": whole["mask"].long(),
-            "infer_logprobs": whole["rollout"][:, 1:].contiguous(), "scores": torch.tensor([one.reward for one in made])[:, None],
+            "input_ids": torch.tensor(whole["ids"]).long(), "attention_mask": torch.tensor(whole["attention"]).long(),
+            "response_mask": torch.tensor(whole["mask"]).long(), "infer_logprobs": torch.tensor(whole["rollout"][:, 1:]).float(),
+            "scores": torch.tensor([one.reward for one in made])[:, None], "routed_experts": torch.from_numpy(routes),
+            "prompt_id": torch.tensor([one.group for one in made]),
         },
         batch_size=[len(made)],
     ).contiguous().consolidate()  # fmt: skip
@@ -241,8 +248,7 @@ def _roll(folder: Path, made: list[Made]) -> None:
     torch.save(tensors, buffer)
     module = "roll.distributed.scheduler.protocol"
     kind = named_class(module, "DataProto")
-    groups = {"group_ids": np.array([one.group for one in made], dtype=object)}
-    kind.__getstate__ = lambda self: (buffer, groups, None, {"step": 1})
+    kind.__getstate__ = lambda self: (buffer, {}, None, {"step": 1})
     path = folder / "roll" / "train" / "step_000001.pkl"
     path.parent.mkdir(parents=True)
     path.write_bytes(pickle.dumps(kind()))

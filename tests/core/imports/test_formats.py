@@ -18,7 +18,14 @@ from mismatch_probe.trace.trace import Trace
 
 TWO_SIDED = ("prime-rl", "nemo-rl", "skyrl", "slime", "miles", "trl")
 ONE_SIDED = {"verl": "verl", "verl-queue": "verl", "roll": "roll"}
-ROUTED = {"verl": "verl", "verl-queue": "verl", "skyrl": "skyrl", "slime": "slime", "miles": "miles"}
+ROUTED = {
+    "verl": "verl",
+    "verl-queue": "verl",
+    "skyrl": "skyrl",
+    "slime": "slime",
+    "miles": "miles",
+    "roll": "roll",
+}
 
 
 def by_token(rows: list[Any]) -> Any:

@@ -159,6 +159,21 @@ def test_a_tensor_larger_than_its_storage(kept: str, copies: Path, golden_module
         read("slime", path)
 
 
+@pytest.mark.parametrize("column", ["metadata", "tokens", "group_index"])
+def test_lists_that_unfold(column: str, copies: Path, tmp_path: Path) -> None:
+    """Nine lists, each ten times the one before: a few bytes that would be a billion values."""
+    path = copies / TORCH["slime"]
+    payload = torch.load(path, weights_only=False)
+    value: Any = [1] * 10
+    for _ in range(8):
+        value = [value] * 10
+    payload["samples"][0][column] = value
+    torch.save(payload, path)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"refused|expected text"), run.claim():
+        import_dump(run, "slime", path, ProbeConfig(out=run.path), "test")
+
+
 def test_nested_rows_that_do_not_fit(copies: Path) -> None:
     path = copies / TORCH["verl-queue"]
     payload = torch.load(path, weights_only=False)
