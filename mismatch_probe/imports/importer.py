@@ -153,18 +153,25 @@ def check_values(value: Any, what: str, where: str) -> None:
     Raises:
         ConfigError: There are more than 2^24 values, each counted as often as it is reached.
     """
-    left, open_values = MAX_VALUES, [value]
-    while open_values:
-        held = open_values.pop()
-        if isinstance(held, Mapping):
-            held = list(held.values())
-        if not isinstance(held, list | tuple):
-            left -= 1 + (len(held) if isinstance(held, str | bytes) else 0) // 8
-            continue
-        left -= len(held)
-        if left < 0:
-            raise ConfigError(f"{where}: {what} is refused: it unfolds to over {MAX_VALUES} values")
-        open_values += [entry for entry in held if isinstance(entry, list | tuple | Mapping | str | bytes)]
+    try:
+        unfolded = _unfolded(value, {})
+    except RecursionError as error:
+        raise ConfigError(f"{where}: {what} is refused: it is nested too deep") from error
+    if unfolded > MAX_VALUES:
+        raise ConfigError(f"{where}: {what} is refused: it unfolds to over {MAX_VALUES} values")
+
+
+def _unfolded(value: Any, known: dict[int, int]) -> int:
+    """Values that a column says, each list counted once and added wherever it is held."""
+    if isinstance(value, str | bytes):
+        return 1 + len(value) // 8
+    if not isinstance(value, list | tuple | Mapping):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MAX_VALUES + 1  # what a list that holds itself comes to
+        entries = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = sum(_unfolded(entry, known) for entry in entries)
+    return known[id(value)]
 
 
 def name_of(value: Any, what: str, where: str) -> str:
