@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,29 @@ class RayExecutor:
             # A part that a lost worker had begun; all others are whole.
             remove_partial_files(job.run)
 
+    def spread(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls a function once for each tuple of arguments, each in a Ray task; a task whose process dies is run again.
+
+        Args:
+            function: An importable function.
+            arguments: Its arguments.
+
+        Returns:
+            Results in the order of the arguments.
+
+        Raises:
+            EngineUnavailableError: Ray is missing or cannot be reached.
+            MismatchProbeError: What the function raised.
+        """
+        ray = self._connect()
+        remote = ray.remote(
+            num_cpus=self._config.cpus_per_worker,
+            max_retries=self._config.max_restarts,
+            retry_exceptions=False,
+        )(function)
+        references = [remote.remote(*each) for each in arguments]
+        return list(_raising(ray, lambda: ray.get(references)))
+
     def close(self) -> None:
         """Ends Ray, if it was started or connected to here."""
         if self._began:
@@ -134,12 +157,12 @@ class _RayWorker:
         self._actor = actor
 
     def where(self) -> str:
-        node, process = self._raising(lambda: self._ray.get(self._actor.place.remote()))
+        node, process = _raising(self._ray, lambda: self._ray.get(self._actor.place.remote()))
         return f"node {node}, process {process}"
 
     def work(self, task: Task) -> Iterator[dict[str, Any]]:
         stream = self._actor.work.options(num_returns="streaming").remote(task.model_dump_json())
-        while (event := self._raising(lambda: self._next(stream))) is not None:
+        while (event := _raising(self._ray, lambda: self._next(stream))) is not None:
             yield event
 
     def _next(self, stream: Any) -> Any:
@@ -147,28 +170,34 @@ class _RayWorker:
         return None if reference is None else self._ray.get(reference)
 
     def close(self) -> dict[str, Any]:
-        facts = self._raising(lambda: self._ray.get(self._actor.close.remote(), timeout=_CLOSE_S))
+        facts = _raising(self._ray, lambda: self._ray.get(self._actor.close.remote(), timeout=_CLOSE_S))
         return dict(facts)
 
     def stop(self) -> None:
         self._ray.kill(self._actor)
 
-    def _raising(self, call: Callable[[], Any]) -> Any:
-        """Calls and turns Ray's errors into ours."""
-        exceptions = self._ray.exceptions
-        try:
-            return call()
-        except exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, MismatchProbeError):
-                raise cause from None
-            raise EngineUnavailableError(
-                f"a Ray actor failed: {type(cause).__name__}: {cause}", hint="see the worker's log in logs/"
-            ) from error
-        except exceptions.GetTimeoutError as error:
-            raise WorkerLostError("a Ray actor did not end its engine in time") from error
-        except (exceptions.RayActorError, exceptions.RaySystemError, exceptions.ObjectLostError) as error:
-            raise WorkerLostError("a Ray actor was lost") from error
+
+def _raising(ray: Any, call: Callable[[], Any]) -> Any:
+    """Calls and turns Ray's errors into ours."""
+    exceptions = ray.exceptions
+    try:
+        return call()
+    except exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, MismatchProbeError):
+            raise cause from None
+        raise EngineUnavailableError(
+            f"a Ray worker failed: {type(cause).__name__}: {cause}", hint="see its log in logs/"
+        ) from error
+    except exceptions.GetTimeoutError as error:
+        raise WorkerLostError("a Ray actor did not end its engine in time") from error
+    except (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.RaySystemError,
+        exceptions.ObjectLostError,
+    ) as error:
+        raise WorkerLostError("a Ray actor was lost") from error
 
 
 def gpus_needed(job: RolloutJob | ScoreJob) -> int:

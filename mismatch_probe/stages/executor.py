@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.stages.job import RolloutJob, ScoreJob
+from mismatch_probe.stages.part_drift import Spread, call_here
 from mismatch_probe.stages.process import run_worker
 
 
@@ -49,5 +50,20 @@ def open_executor(config: ProbeConfig) -> Iterator[Execute]:
     executor = RayExecutor(config.ray)
     try:
         yield executor
+    finally:
+        executor.close()
+
+
+@contextmanager
+def open_spread(config: ProbeConfig) -> Iterator[Spread]:
+    """Who measures part by part: this process, or Ray tasks where `ray.workers` is set."""
+    if not config.ray.workers:
+        yield call_here
+        return
+    from mismatch_probe.distributed.ray_executor import RayExecutor
+
+    executor = RayExecutor(config.ray)
+    try:
+        yield executor.spread
     finally:
         executor.close()

@@ -19,7 +19,7 @@ _LOCK = ".lock"
 _MANIFEST_LOCK = ".manifest.lock"
 _OURS = (
     ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "imported", "figures", "export", "logs", "ablation", "tuning",
-    _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json",
+    _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json", "drift.json",
     "location", "location.json", "cells", "matrix.json", "matrix.html", "matrix.png",
 )  # fmt: skip
 
@@ -65,6 +65,11 @@ class RunDirectory:
     def result_path(self) -> Path:
         """result.json."""
         return self.path / "result.json"
+
+    @property
+    def drift_path(self) -> Path:
+        """drift.json: the drift measured part by part."""
+        return self.path / "drift.json"
 
     @property
     def matrix_path(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -81,17 +81,18 @@ class Trace:
     Args:
         run: The run directory.
         num_parts: How many parts the run has.
+        parts: The parts to read; None reads all. What is numbered (prompts, say) is then numbered within them.
     """
 
-    def __init__(self, run: RunDirectory, num_parts: int) -> None:
+    def __init__(self, run: RunDirectory, num_parts: int, parts: Sequence[int] | None = None) -> None:
         self._run = run
-        self._num_parts = num_parts
+        self._parts = range(num_parts) if parts is None else parts
 
     @cached_property
     def _table(self) -> Any:
         import pyarrow as pa
 
-        tables = [read_table(self._run.rollout_part(i), rollout_schema()) for i in range(self._num_parts)]
+        tables = [read_table(self._run.rollout_part(i), rollout_schema()) for i in self._parts]
         return pa.concat_tables(tables).combine_chunks()
 
     @cached_property
@@ -237,9 +238,7 @@ class Trace:
         return self._keep(values) if values.size == self.recorded.offsets[-1] else None
 
     def _score_tables(self, leg: str) -> list[Any]:
-        tables = [
-            read_table(self._run.score_part(leg, index), score_schema()) for index in range(self._num_parts)
-        ]
+        tables = [read_table(self._run.score_part(leg, index), score_schema()) for index in self._parts]
         return [table.combine_chunks() for table in tables]
 
     def routes(self, leg: str) -> tuple[npt.NDArray[np.int16], IntArray]:
@@ -248,7 +247,7 @@ class Trace:
         Raises:
             InconclusiveError: Routes of some sequence or token are missing.
         """
-        parts = [read_routing(self._run.routing_part(leg, index)) for index in range(self._num_parts)]
+        parts = [read_routing(self._run.routing_part(leg, index)) for index in self._parts]
         ids = np.concatenate([part[2] for part in parts])
         lengths = np.concatenate([np.diff(part[1]) for part in parts])
         expected = np.diff(self.recorded.prompt_offsets) + self.recorded.lengths - 1
@@ -267,7 +266,7 @@ class Trace:
         """
         fed = np.diff(self.recorded.prompt_offsets) + self.recorded.lengths - 1
         begin = 0
-        for index in range(self._num_parts):
+        for index in self._parts:
             part = read_routing_part(self._run.routing_part(leg, index))
             end = begin + len(part.sequence_id)
             if not np.array_equal(
@@ -286,7 +285,7 @@ class Trace:
 
         Empty where the study was not made for every part.
         """
-        paths = [self._run.replay_part(index) for index in range(self._num_parts)]
+        paths = [self._run.replay_part(index) for index in self._parts]
         cases: dict[str, dict[int, FloatArray]] = {}
         if not all(path.is_file() for path in paths):
             return cases

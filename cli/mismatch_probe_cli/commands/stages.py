@@ -22,6 +22,7 @@ from mismatch_probe_cli.options import (
 if TYPE_CHECKING:
     from mismatch_probe.config.model import ProbeConfig
     from mismatch_probe.stages.shard import Shard
+    from mismatch_probe.trace.run_directory import RunDirectory
 
 
 def record(
@@ -142,7 +143,17 @@ def _share(shard: str | None, settings: ProbeConfig) -> Shard:
 
 
 def measure(
-    run_path: RunArgument, assignments: SetOption = None, output_format: FormatOption = Format.text
+    run_path: RunArgument,
+    assignments: SetOption = None,
+    by_part: Annotated[
+        bool,
+        typer.Option(
+            "--by-part",
+            help="Only the drift, with one part in memory at a time, into drift.json; no verdict.",
+        ),
+    ] = False,
+    ray: RayOption = None,
+    output_format: FormatOption = Format.text,
 ) -> None:
     """Measures a scored run again and writes result.json; ends with the verdict's status.
 
@@ -151,18 +162,56 @@ def measure(
     `mismatch-probe measure runs/first`
 
     `mismatch-probe measure runs/first --set bars.k3_over_rounding=2 --format json`
+
+    `mismatch-probe measure /shared/run --by-part --ray 8`
     """
     from mismatch_probe.config.load import load_config
+    from mismatch_probe.errors import ConfigError
     from mismatch_probe.stages.measure import measure_run
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.showing import show_result
 
     run = RunDirectory.open_existing(run_path)
-    settings = load_config(None, assignments or (), {"out": str(run_path)}, run.resume_base())
+    settings = load_config(
+        None, assignments or (), {"out": str(run_path), "ray.workers": ray}, run.resume_base()
+    )
+    if by_part:
+        _measure_by_part(run, settings, output_format)
+        return
+    if ray is not None:
+        raise ConfigError("measure takes --ray with --by-part alone", hint="leave it out, or add --by-part")
     with run.claim(resume=True):
         result = measure_run(run, settings.bars)
     show_result(result, run, None, output_format)
     raise typer.Exit(int(result["exit_code"]))
+
+
+def _measure_by_part(run: RunDirectory, settings: ProbeConfig, output_format: Format) -> None:
+    import json
+
+    from mismatch_probe.stages.executor import open_spread
+    from mismatch_probe.stages.part_drift import measure_parts
+
+    with run.claim(resume=True), open_spread(settings) as spread:
+        drift = measure_parts(run, spread, max(settings.ray.workers, 1))
+    if output_format is Format.json:
+        typer.echo(json.dumps(drift, indent=1))
+        return
+    token, sequence = drift["token"], drift["sequence"]
+    typer.echo(
+        f"{token['num_tokens']} tokens, {sequence['num_sequences']} sequences, {drift['num_parts']} parts"
+    )
+    for name in ("k3", "mean_log_ratio", "mean_abs_log_ratio"):
+        typer.echo(f"token {name:<19} {_estimate(token[name])}")
+    typer.echo(f"written to {run.drift_path}")
+
+
+def _estimate(estimate: dict[str, float | str | None]) -> str:
+    if estimate["value"] is None:
+        return f"none: {estimate['reason']}"
+    low, high = estimate["ci_low"], estimate["ci_high"]
+    interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+    return f"{estimate['value']:.4g}{interval}"
 
 
 def report(run_path: RunArgument, output_format: FormatOption = Format.text) -> None:

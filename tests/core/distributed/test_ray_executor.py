@@ -1,5 +1,6 @@
 """Real actors of a local Ray, with a third party's engine that kills itself or its actor where a part says so."""
 
+import importlib
 import os
 import sys
 
@@ -63,7 +64,9 @@ def execute(tmp_path_factory):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mortal-engine\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[mismatch_probe.engines]\nmortal = mortal_engine\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(packages), *sys.path]))
+        patch.syspath_prepend(str(packages))
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        importlib.import_module("mortal_engine")
         executor = RayExecutor(RayConfig(workers=2))
         yield executor
         executor.close()
