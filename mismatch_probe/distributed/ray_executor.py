@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,9 @@ from mismatch_probe.trace.manifest import redact
 from mismatch_probe.trace.parts import remove_partial_files
 
 _FORWARDED = ("OMP_", "MKL_", "KMP_", "VLLM_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "GLOO_")
+_PARALLEL = (
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "tp_size", "pp_size", "dp_size", "world_size",
+)  # fmt: skip
 _OBJECT_STORE_BYTES = 128 * 2**20
 _CLOSE_S = 120
 _CONNECT_S = 10
@@ -201,16 +205,8 @@ def _raising(ray: Any, call: Callable[[], Any]) -> Any:
 
 
 def gpus_needed(job: RolloutJob | ScoreJob) -> int:
-    """GPUs of one engine: for vLLM tensor times pipeline parallel ranks, for sharded scorers their ranks, else one."""
-    options = job.spec["options"]
-    if isinstance(job, ScoreJob):
-        names = ("world_size", "tensor_parallel_size", "pipeline_parallel_size")
-    else:
-        names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    count = 1
-    for name in names:
-        count *= int(options.get(name, 1))
-    return count
+    """GPUs of one engine: the product of what its options split it over (vLLM, SGLang, sharded scorers), else one."""
+    return math.prod(int(job.spec["options"].get(name, 1)) for name in _PARALLEL)
 
 
 def _check_room(held: dict[str, float], size: int, resources: dict[str, float]) -> None:

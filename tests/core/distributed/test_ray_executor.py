@@ -141,6 +141,7 @@ def test_gpus_follow_from_the_engines_own_parallelism():
     spec = {"options": {"tensor_parallel_size": 2, "pipeline_parallel_size": 3}}
     rollout = RolloutJob.model_construct(spec=spec)
     assert gpus_needed(rollout) == 6
+    assert gpus_needed(RolloutJob.model_construct(spec={"options": {"tp_size": 4, "mem_fraction": 0.5}})) == 4
     assert gpus_needed(ScoreJob.model_construct(spec={"options": {"world_size": 8}})) == 8
     assert gpus_needed(ScoreJob.model_construct(spec={"options": {}})) == 1
 
