@@ -1,5 +1,6 @@
 """Worker processes with an engine of a third party, found by its entry point, that misbehaves on purpose."""
 
+import importlib
 import os
 import sys
 
@@ -52,8 +53,10 @@ def odd_engine(tmp_path, monkeypatch):
     (packages / "odd_engine.py").write_text(ENGINE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-engine\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[mismatch_probe.engines]\nodd = odd_engine\n")
-    path = os.pathsep.join([str(packages), *sys.path])
-    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.syspath_prepend(str(packages))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    # The registry of this process may have read its entry points before.
+    importlib.import_module("odd_engine")
 
 
 def run(tmp_path, how, parts=(0, 1)):
