@@ -48,8 +48,11 @@ def plan_imported(run: RunDirectory, config: ProbeConfig, watcher: Watcher) -> R
             hint="give it: --set sampling.temperature=1.0",
         )
     imported = manifest["imported"]
-    # Where the dump has the trainer's side, the forward that its routes belong to is not to be had again.
-    routed = bool(imported.get("routes")) and not imported["two_sided"] and config.routing is not False
+    # A forward that was taken without its routes, by the trainer or by an earlier score, is not to be had again.
+    forward = (
+        run.score_part("train/forward", 0).is_file() and not run.routing_part("train/forward", 0).is_file()
+    )
+    routed = bool(imported.get("routes")) and not forward and config.routing is not False
     if config.routing and not routed:
         raise ConfigError(
             "the routes of both sides are not to be had of this dump", hint="leave out --set routing=true"
@@ -152,7 +155,7 @@ def begin_imported(run: RunDirectory, plan: RunPlan) -> None:
             "legs": list(dict.fromkeys([*held["legs"], *plan.legs])),
             "config": config,
             "config_set": sorted(plan.config.model_fields_set - {"matrix"}),
-            "routing": plan.routing,
+            "routing": plan.routing or held["routing"],
             "imported": {**held["imported"], "sampling": sampling},
         }
     )
