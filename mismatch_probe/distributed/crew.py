@@ -212,7 +212,7 @@ class Crew:
     def _close(self, place: int, worker: CrewWorker) -> None:
         try:
             self._facts[place] = worker.close()
-        except WorkerLostError as error:
+        except (WorkerLostError, EngineKilledError) as error:
             # All it did is on disk.
             self._tell({"event": "message", "text": error.message})
         finally:
