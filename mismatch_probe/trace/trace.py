@@ -127,17 +127,17 @@ class Trace:
         column, offsets = self._table["loss_mask"], self.recorded.offsets
         if column.null_count == len(column):
             return None
+        masks = column.combine_chunks()
+        given = masks.is_valid().to_numpy(zero_copy_only=False)
+        lengths = np.where(given, np.diff(masks.offsets.to_numpy()), self.recorded.lengths)
+        values = masks.flatten()
+        if values.null_count or not np.array_equal(lengths, self.recorded.lengths):
+            raise RunDirectoryError(
+                f"{self._run.path}: loss_mask does not have one value for every response token",
+                hint="write the rollout parts again",
+            )
         counted = np.ones(int(offsets[-1]), dtype=np.bool_)
-        for row, mask in enumerate(column.to_pylist()):
-            if mask is None:
-                continue
-            begin, end = offsets[row], offsets[row + 1]
-            if len(mask) != end - begin or None in mask:
-                raise RunDirectoryError(
-                    f"{self._run.path}: loss_mask does not have one value for every response token",
-                    hint="write the rollout parts again",
-                )
-            counted[begin:end] = mask
+        counted[np.repeat(given, lengths)] = values.to_numpy(zero_copy_only=False)
         return None if counted.all() else counted
 
     @cached_property

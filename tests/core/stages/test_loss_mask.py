@@ -48,7 +48,12 @@ def with_fillers(run, folder, places, filler):
     copy = RunDirectory(folder)
     table = read_table(copy.rollout_part(0), rollout_schema()).to_pydict()
     scores = {leg: read_table(copy.score_part(leg, 0), score_schema()).to_pydict() for leg in LEGS}
-    table["loss_mask"] = [[True] * len(row) for row in table["response_token_ids"]]
+    # A row without a mask counts whole.
+    masked = {sequence for sequence, _ in places}
+    table["loss_mask"] = [
+        [True] * len(row) if place in masked else None
+        for place, row in enumerate(table["response_token_ids"])
+    ]
     for sequence, position in places:
         for column, value in (
             (table["response_token_ids"], 7), (table["rollout_logprobs"], filler), (table["old_logprobs"], filler),
@@ -104,7 +109,7 @@ def test_routes_go_with_the_token_they_predict(dropped, tmp_path):
 def test_masks_that_do_not_fit(dropped, tmp_path):
     run = with_fillers(dropped[0], tmp_path / "run", [(0, 0)], 0.0)
     columns = read_table(run.rollout_part(0), rollout_schema()).to_pydict()
-    columns["loss_mask"][4] = columns["loss_mask"][4][:-1]
+    columns["loss_mask"][0] = columns["loss_mask"][0][:-1]
     write_table(run.rollout_part(0), pa.table(columns, schema=rollout_schema()))
     with pytest.raises(RunDirectoryError, match="loss_mask"):
         measure_run(run)
