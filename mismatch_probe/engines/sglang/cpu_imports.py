@@ -1,8 +1,8 @@
 """What SGLang imports on a machine without an accelerator and never calls there.
 
-Its released packages are made for CUDA. On a CPU its scheduler runs with torch's own attention and sampling, but imports
-torchvision (for image models) and an operator of vLLM, neither of which can be installed beside a CPU build of torch, and
-pins memory for the device when experts are recorded. Nothing is replaced where there is a device.
+Its released packages are made for CUDA. On a CPU its scheduler runs with torch's own attention and sampling, but it imports
+torchvision and soundfile (for images and sound) and an operator of vLLM, which a text model on a CPU neither needs nor, but
+for soundfile, can have, and it pins memory for the device when experts are recorded. Nothing is replaced where there is a device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_PACKAGES = ("torchvision", "vllm")
+_PACKAGES = ("torchvision", "soundfile", "vllm")
 # Of vLLM only this: what else SGLang looks for there it can do without.
 _VLLM_MODULES = ("vllm", "vllm._custom_ops")
 
@@ -31,9 +31,10 @@ def prepare_imports() -> None:
         return
     from transformers.utils import import_utils
 
-    # transformers remembers the answer, and must not take the placeholder for the package.
+    # transformers remembers the answers, and must not take a placeholder for the package.
     import_utils.is_torchvision_available()
     import_utils.is_torchvision_v2_available()
+    import_utils.is_soundfile_available()
     absent = tuple(name for name in _PACKAGES if find_spec(name) is None)
     sys.meta_path.append(_Placeholders(absent))
     from sglang.srt.mem_cache.pool_host import common
