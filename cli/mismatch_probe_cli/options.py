@@ -34,7 +34,7 @@ RayOption = Annotated[
     typer.Option(
         "--ray",
         metavar="N",
-        help="Share the parts between N engines, each in a Ray actor; 0: without Ray.",
+        help="Share the parts between N workers of Ray, each with an engine; 0: without Ray.",
     ),
 ]
 ShardOption = Annotated[
