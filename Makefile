@@ -13,7 +13,7 @@ MEGATRON := $(VENV)/.ready-megatron
 SGLANG_VENV := .venv-sglang
 SGLANG := $(SGLANG_VENV)/.ready
 
-.PHONY: help audit test check format install sglang clean
+.PHONY: help audit test check docs format install sglang clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ check: $(READY)  ## Formatting, lint, types, architecture
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(READY)  ## Build the documentation site into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file tools/mkdocs.yml
+
 format: $(READY)  ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -39,7 +42,7 @@ install: $(READY)  ## Only install
 sglang: $(SGLANG)  ## Build .venv-sglang, where the engines sglang and sglang-server run
 
 clean:  ## Remove the environment and runs
-	rm -rf $(VENV) $(SGLANG_VENV) runs dist
+	rm -rf $(VENV) $(SGLANG_VENV) runs dist build
 
 # uv leaves out torchvision, torchaudio and torchcodec (see requirements/excludes.txt), which pip cannot. It reads a local
 # folder of wheels from UV_FIND_LINKS as pip does from PIP_FIND_LINKS; without one, the CPU build of torch comes from
