@@ -1,67 +1,65 @@
 """Two vLLM replicas in actors of a local Ray, one of them killed: the result is that of one undisturbed process."""
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
-from running import run_cli
 
-# Threads change how a CPU adds: the same number here and there.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
-ARGUMENTS = (
-    "--num-prompts", "8", "--set", "part_sequences=8", "--set", "sampling.samples=4",
-    "--set", 'legs=["rollout/decode", "rollout/prefill", "train/forward", "train/replay"]',
+from mismatch_probe.config.load import load_config
+from mismatch_probe.stages.events import SilentWatcher
+from mismatch_probe.stages.plan import make_plan
+from mismatch_probe.stages.whole_audit import audit_run
+from mismatch_probe.trace.run_directory import RunDirectory
+
+SETTINGS = (
+    "prompts.num_prompts=8", "part_sequences=8", "sampling.max_tokens=64", "train.options.replay_controls=0",
+    'legs=["rollout/decode", "rollout/prefill", "train/forward", "train/replay"]',
 )  # fmt: skip
 
 
-def parts_of(path):
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("part-*")}
+class Killer(SilentWatcher):
+    """Kills the first actor as soon as another one has told of progress; by then both have their parts in hand."""
+
+    def __init__(self):
+        self.actor, self.killed, self.said = None, None, []
+
+    def message(self, text):
+        self.said.append(text)
+        found = re.match(r"worker 1: node \S+, process (\d+)", text)
+        if found is not None and self.actor is None:
+            self.actor = int(found[1])
+
+    def stage_progress(self, stage, sequences, tokens):
+        if stage == "rollout/decode" and self.actor is not None and self.killed is None:
+            self.killed = self.actor
+            os.kill(self.actor, signal.SIGKILL)
 
 
-def result_of(path):
-    result = json.loads((path / "result.json").read_text())
-    provenance = result["provenance"]
-    for name in ("command", "created_at", "run_id"):
-        del provenance[name]
-    for side in ("rollout", "train"):
-        provenance[side]["details"].pop("crew", None)
-    return result
-
-
-def killed_run(path):
-    """Kills the first actor once a part is on disk; returns what the run said."""
-    run = subprocess.Popen(
-        [sys.executable, "-m", "mismatch_probe_cli", "audit", "--out", str(path), "--ray", "2", *ARGUMENTS],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **ENVIRONMENT},
-    )
-    said = []
-    for line in run.stderr:
-        said.append(line)
-        actor = re.match(r"worker 1: node \S+, process (\d+)", line)
-        if actor is not None and not list(path.glob("scores")):
-            while not list(path.glob("rollout/part-*.parquet")):
-                assert run.poll() is None, "".join(said)
-                time.sleep(0.01)
-            os.kill(int(actor[1]), signal.SIGKILL)
-    assert run.wait() in (0, 1), "".join(said)
-    return "".join(said)
+def audited(path, watcher, *settings):
+    """Parts and result, without what names the run."""
+    plan = make_plan(load_config(None, (*SETTINGS, *settings), {"out": str(path)}), watcher)
+    run = RunDirectory(path)
+    with run.claim():
+        result = audit_run(run, plan, watcher, command="audit", resume=False, simulate=False)
+    crew = [result["provenance"][side]["details"].pop("crew", 1) for side in ("rollout", "train")]
+    for name in ("created_at", "run_id"):
+        del result["provenance"][name]
+    assert not list(path.rglob("*.partial"))
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("part-*")}, result, crew
 
 
 @pytest.mark.engine
-def test_killing_an_actor_changes_nothing_in_the_result(tmp_path):
-    alone, crew = tmp_path / "alone", tmp_path / "crew"
-    assert run_cli("audit", "--out", str(alone), *ARGUMENTS, **ENVIRONMENT).status in (0, 1)
-    said = killed_run(crew)
-    assert re.search(r"a Ray actor was lost: rollout/decode part \d is done again", said), said
-    assert parts_of(crew) == parts_of(alone) and len(parts_of(alone)) > 4 * 4
-    assert result_of(crew) == result_of(alone)
-    assert json.loads((crew / "result.json").read_text())["provenance"]["train"]["details"]["crew"] == 2
-    assert not list(crew.rglob("*.partial"))
+def test_killing_an_actor_changes_nothing_in_the_result(tmp_path, monkeypatch):
+    # A CPU may add in another order with another number of threads: the same here and there.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    killer = Killer()
+    parts, result, crew = audited(tmp_path / "crew", killer, "ray.workers=2")
+    assert any(
+        re.match(r"a Ray actor was lost: rollout/decode part \d is done again", text) for text in killer.said
+    )
+    assert sum(text.startswith("worker 1: ") for text in killer.said) == 3, "replaced once, and one scorer"
+    alone_parts, alone_result, _ = audited(tmp_path / "alone", SilentWatcher())
+    assert len(parts) > 4 * 4 and parts == alone_parts
+    assert result == alone_result
+    assert crew[1] == 2
