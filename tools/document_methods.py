@@ -34,7 +34,8 @@ A **variant** is a value of a hyperparameter that is a word (`variant`, `scope`,
 between the paper and a code, or between two codes. **As coded** is a set of them: what a framework's own code does by
 default under that name. All arithmetic on log-ratios is in float64, whatever the inputs are; phi saturates at exp(690).
 
-The page is written by `tools/document_methods.py` from the docstrings of `mismatch_probe/weights`.
+Each method has a page with a plot of phi behind its name in the first table. This page is written by
+`tools/document_methods.py` from the docstrings of `mismatch_probe/weights`.
 """
 
 DECOUPLED = """\
@@ -71,7 +72,17 @@ def page() -> str:
             DECOUPLED,
             *table(
                 ("name", "phi", "reads", "level", "defaults", "source"),
-                ((f"`{r.name}` {r.label}", r.formula, r.reads, r.level, defaults(r), r.source) for r in rows),
+                (
+                    (
+                        f"[`{r.name}`](methods/{r.name}.md) {r.label}",
+                        r.formula,
+                        r.reads,
+                        r.level,
+                        defaults(r),
+                        r.source,
+                    )
+                    for r in rows
+                ),
             ),
             "\n## Traps\n",
             *table(("name", "trap"), ((f"`{row.name}`", trap) for row in rows for trap in row.traps)),
