@@ -27,7 +27,7 @@ from tools.document_methods import defaults, table, values
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"
 TOKENS = 100
 _COLOURS = ("#0b5cad", "#b34700")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mismatch-probe",
     "font.family": "sans-serif",
