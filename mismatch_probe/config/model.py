@@ -112,6 +112,8 @@ class SamplingConfig(_Section):
         max_tokens: Longest response.
         samples: Responses per prompt (the group size G of group-normalised advantages).
         seed: Base seed; response i uses seed + i.
+        keep_sets: Whether to record which ids truncated sampling kept, and to read the training side over those alone.
+            None does so where sampling is truncated and both sides can.
     """
 
     temperature: float = Field(default=1.0, gt=0, le=10)
@@ -120,6 +122,12 @@ class SamplingConfig(_Section):
     max_tokens: int = Field(default=256, ge=1)
     samples: int = Field(default=4, ge=1)
     seed: int = Field(default=0, ge=0)
+    keep_sets: bool | None = None
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether some ids cannot be drawn."""
+        return self.top_p < 1 or self.top_k > 0
 
     @field_validator("top_k")
     @classmethod

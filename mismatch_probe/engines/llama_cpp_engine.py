@@ -338,6 +338,7 @@ def llama_cpp_capabilities() -> EngineCapabilities:
         reason={
             "routing": _ROUTING_REASON,
             "weight_reload": "llama.cpp reads its weights from a file, once",
+            "keep_sets": "not recorded",
             "hidden_states": "llama.cpp hands out logits and pooled embeddings only",
         },
     )

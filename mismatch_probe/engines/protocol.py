@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.config.model import SamplingConfig
+from mismatch_probe.trace.keep_sets import KeepSet
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (sequences finished, tokens finished) since the last call."""
@@ -34,6 +35,7 @@ class EngineCapabilities:
         reason: By capability name, why it is missing.
         weight_reload: It loads weights while it runs (`mismatch_probe.engines.refit.RefittableEngine`).
         hidden_states: It can return the residual stream of finished ids.
+        keep_sets: It returns the ids that truncated sampling could have drawn at each token.
         sampling_parameters: Fields of `SamplingConfig` that it follows when they differ from their defaults.
         prefill_parameters: Likewise of its prefill scores; a parameter that is not here makes a prefill score describe
             another distribution than the sampled one.
@@ -46,6 +48,7 @@ class EngineCapabilities:
     reason: dict[str, str] = field(default_factory=dict)
     weight_reload: bool = False
     hidden_states: bool = False
+    keep_sets: bool = False
     sampling_parameters: frozenset[str] = SAMPLING_PARAMETERS
     prefill_parameters: frozenset[str] = SAMPLING_PARAMETERS
 
@@ -86,6 +89,7 @@ class EngineSpec:
         top_k: Experts per token, 0 for a dense model.
         options: Passed on to the engine as they are (`rollout.options.*`).
         trust_remote_code: Whether code from the checkpoint may run.
+        keep_sets: Whether the ids that truncated sampling keeps will be asked for.
     """
 
     model_path: Path
@@ -96,6 +100,7 @@ class EngineSpec:
     top_k: int
     options: dict[str, Any]
     trust_remote_code: bool = False
+    keep_sets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,7 @@ class SampledSequence:
             never fed to the model, so no route of it exists.
         gates: float [prompt + response - 1, MoE layers, top_k], the weight that each of them got, or None where the engine
             does not show them.
+        keep_set: The ids that could have been drawn at each token; None unless they were asked for.
     """
 
     sequence_id: int
@@ -149,6 +155,7 @@ class SampledSequence:
     finish_reason: str
     routing: npt.NDArray[np.int16] | None
     gates: npt.NDArray[np.floating] | None = None
+    keep_set: KeepSet | None = None
 
 
 class RolloutEngine(Protocol):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mismatch_probe.config.model import SamplingConfig
 from mismatch_probe.errors import CaptureError
+from mismatch_probe.trace.keep_sets import KeepSet
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ class DecodeRecorder:
         sampling: Temperature and truncation of the distribution.
         seeds: One a row, for sampling.
         forced: Per row, the ids to take instead of drawing; a row that has run out repeats its last id.
+        keep_sets: Whether to keep the ids that could have been drawn.
     """
 
     def __init__(
@@ -36,13 +38,16 @@ class DecodeRecorder:
         *,
         seeds: Sequence[int] = (),
         forced: Sequence[Sequence[int]] | None = None,
+        keep_sets: bool = False,
     ) -> None:
         self.forced = forced
+        self.keep_sets = keep_sets
         self._sampling = sampling
         self._seeds = seeds
         self._generators: list[torch.Generator] = []
         self._ids: list[torch.Tensor] = []
         self._logprobs: list[torch.Tensor] = []
+        self._support: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """One step of `generate`.
@@ -60,6 +65,8 @@ class DecodeRecorder:
         chosen = self._draw(log_p) if self.forced is None else self._given(self.forced, log_p.device)
         self._ids.append(chosen.cpu())
         self._logprobs.append(log_p.gather(-1, chosen[:, None])[:, 0].cpu())
+        if self.keep_sets:
+            self._support.append(log_p.isfinite().cpu())
         return torch.full_like(scores, float("-inf")).scatter(-1, chosen[:, None], 0.0)
 
     def response(self, row: int, stop_ids: Sequence[int]) -> tuple[list[int], npt.NDArray[np.float32]]:
@@ -76,6 +83,11 @@ class DecodeRecorder:
                 raise CaptureError(f"row {row}: generate ended before all forced ids were fed")
         logprobs = np.array([float(step[row]) for step in self._logprobs[:length]], dtype=np.float32)
         return ids[:length], logprobs
+
+    def keep_set(self, row: int, length: int) -> KeepSet:
+        """The ids that could have been drawn at each of the first `length` steps of one row."""
+        kept = [step[row].nonzero()[:, 0].numpy().astype(np.int32) for step in self._support[:length]]
+        return KeepSet(np.concatenate(kept), np.cumsum([0, *map(len, kept)], dtype=np.int64))
 
     def _truncated(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper

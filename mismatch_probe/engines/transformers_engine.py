@@ -102,7 +102,9 @@ class TransformersEngine:
         """See `RolloutEngine.sample`."""
         sequences: list[SampledSequence] = []
         for batch in self._batches(requests):
-            recorder = DecodeRecorder(sampling, seeds=[request.seed for request in batch])
+            recorder = DecodeRecorder(
+                sampling, seeds=[request.seed for request in batch], keep_sets=self._spec.keep_sets
+            )
             prompts = [list(request.prompt_token_ids) for request in batch]
             routes = self._generate(prompts, recorder, sampling.max_tokens)
             for row, request in enumerate(batch):
@@ -118,6 +120,7 @@ class TransformersEngine:
                         finish_reason="stop" if stopped else "length",
                         routing=experts,
                         gates=gates,
+                        keep_set=recorder.keep_set(row, len(ids)) if self._spec.keep_sets else None,
                     )
                 )
             progress(len(batch), 0)
@@ -247,6 +250,7 @@ def transformers_engine_capabilities() -> EngineCapabilities:
             "weight_reload": _RELOAD_REASON,
             "hidden_states": "the scorer transformers gives them",
         },
+        keep_sets=True,
         prefill_parameters=frozenset({"temperature"}),
     )
 

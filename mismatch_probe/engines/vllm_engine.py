@@ -21,6 +21,7 @@ from mismatch_probe.engines.protocol import (
 )
 from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.vllm_extension import FORCE_KEY, SEQUENCE_KEY
+from mismatch_probe.engines.vllm_keep_sets import fetch_keep_sets
 from mismatch_probe.engines.vllm_layer_states import VllmLayerStates
 from mismatch_probe.engines.vllm_outputs import prompt_logprobs, sampled_logprobs
 from mismatch_probe.engines.vllm_refit import VllmRefit
@@ -90,6 +91,13 @@ class VllmEngine(VllmRefit, VllmLayerStates, VllmRoutes):
             0
         ]
         self._can_force = bool(found["sampler"])
+        if spec.keep_sets:
+            if not self._can_force:
+                raise CaptureError(
+                    f"vLLM's {found['runner']} offers no sampler to record keep-sets of",
+                    hint="set VLLM_USE_V2_MODEL_RUNNER=0, or sampling.keep_sets=false",
+                )
+            self._llm.collective_rpc("probe_keep_sets", args=(True,))
         self._runner = str(found["runner"])
         if spec.routing and not self._native_routing and found["num_moe_layers"] != spec.num_moe_layers:
             raise CaptureError(
@@ -126,6 +134,7 @@ class VllmEngine(VllmRefit, VllmLayerStates, VllmRoutes):
         ]
         outputs = self._generate([request.prompt_token_ids for request in requests], params, progress)
         hooked, weights = self._take_hooked_routes(), self._take_hooked_gates()
+        kept = fetch_keep_sets(self._llm) if self._spec.keep_sets else {}
         sequences = []
         for request, output in zip(requests, outputs, strict=True):
             completion = output.outputs[0]
@@ -140,6 +149,7 @@ class VllmEngine(VllmRefit, VllmLayerStates, VllmRoutes):
                     finish_reason=str(completion.finish_reason),
                     routing=self._routes_of(request.sequence_id, routes, num_fed),
                     gates=complete_gates(weights.get(request.sequence_id), num_fed),
+                    keep_set=kept.get(request.sequence_id),
                 )
             )
         return sequences
@@ -263,7 +273,15 @@ def vllm_capabilities() -> EngineCapabilities:
 
     if importlib.util.find_spec("vllm") is None:
         reason = "vLLM is not installed"
-        names = ("sampling", "prefill_scoring", "forced_decode", "routing", "weight_reload", "hidden_states")
+        names = (
+            "sampling",
+            "prefill_scoring",
+            "forced_decode",
+            "routing",
+            "weight_reload",
+            "hidden_states",
+            "keep_sets",
+        )
         return EngineCapabilities(False, False, False, False, dict.fromkeys(names, reason))
     return EngineCapabilities(
         sampling=True,
@@ -272,6 +290,7 @@ def vllm_capabilities() -> EngineCapabilities:
         routing=True,
         weight_reload=True,
         hidden_states=True,
+        keep_sets=True,
     )
 
 

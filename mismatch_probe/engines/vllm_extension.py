@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mismatch_probe.engines.vllm_keep_sets import KeepSetProbe
 from mismatch_probe.engines.vllm_layer_states import LayerStateProbe
 from mismatch_probe.engines.vllm_weights import WeightProbe
 
@@ -28,7 +29,7 @@ SEQUENCE_KEY = "mismatch_probe_sequence"
 FORCE_KEY = "mismatch_probe_force_ids"
 
 
-class ProbeExtension(WeightProbe, LayerStateProbe):
+class ProbeExtension(WeightProbe, LayerStateProbe, KeepSetProbe):
     """Mix-in of vLLM's worker; its methods are reached through `collective_rpc`."""
 
     model_runner: Any
@@ -94,7 +95,11 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
         sample, compute_logprobs = sampler.sample, sampler.compute_logprobs
 
         def forced_sample(logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            # The sampler works in place, so what it will draw from is found out before.
+            support = self._draws(logits) if self._keeping else None
             sampled, logprobs = sample(logits, *args, **kwargs)
+            if support is not None:
+                self._keep_support(*support)
             for row, request_id in enumerate(runner.input_batch.req_ids):
                 request = runner.requests[request_id]
                 extra = getattr(request.sampling_params, "extra_args", None) or {}
@@ -111,6 +116,21 @@ class ProbeExtension(WeightProbe, LayerStateProbe):
 
         sampler.sample = forced_sample
         sampler.compute_logprobs = scaled_logprobs
+
+    def _draws(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int, int]]] | None:
+        """Truncated logits [batch, vocabulary] of the draws that a step will make, with the rows that are asked for."""
+        runner, rows, params = self.model_runner, [], None
+        for row, request_id in enumerate(runner.input_batch.req_ids):
+            request = runner.requests[request_id]
+            extra = getattr(request.sampling_params, "extra_args", None) or {}
+            if SEQUENCE_KEY in extra:
+                # All requests of a run sample alike.
+                params = request.sampling_params
+                rows.append((row, int(extra[SEQUENCE_KEY]), len(request.output_token_ids)))
+        if params is None:
+            return None
+        top_k = max(int(params.top_k), 0)
+        return _sampling_logits(logits, float(params.temperature), float(params.top_p), top_k), rows
 
     def _hook_routers(self) -> int:
         self._routes, self._weights = {}, {}

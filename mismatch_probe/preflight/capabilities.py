@@ -11,8 +11,9 @@ from mismatch_probe.scorers.protocol import ScorerCapabilities
 
 ENGINE_CAPABILITIES = (
     "sampling", "prefill_scoring", "forced_decode", "routing", "hidden_states", "weight_reload",
+    "keep_sets",
 )  # fmt: skip
-SCORER_CAPABILITIES = ("scoring", "routing", "replay", "hidden_states")
+SCORER_CAPABILITIES = ("scoring", "routing", "replay", "hidden_states", "keep_sets")
 
 _ENGINE_LEGS: dict[Leg, str] = {
     "rollout/decode": "sampling",
@@ -68,11 +69,13 @@ class Settled:
         legs: Legs that will be taken.
         routing: Whether routes are captured.
         left_out: What the defaults would have asked for and the pair cannot give.
+        keep_sets: Whether the ids that truncated sampling keeps are recorded and read over.
     """
 
     legs: tuple[Leg, ...]
     routing: bool
     left_out: tuple[MissingCapability, ...]
+    keep_sets: bool = False
 
 
 def unsupported_sampling(
@@ -134,6 +137,29 @@ def missing_for_routing(pair: Pair) -> MissingCapability | None:
     return None
 
 
+def missing_for_keep_sets(pair: Pair, sampling: SamplingConfig) -> MissingCapability | None:
+    """Which side cannot record or use keep-sets that are wanted, or None.
+
+    Raises:
+        ConfigError: They were asked for and cannot be had, or nothing is truncated.
+    """
+    if sampling.keep_sets and not sampling.is_truncated:
+        raise ConfigError(
+            "sampling.keep_sets=true, but nothing is truncated", hint="set sampling.top_p or sampling.top_k"
+        )
+    if not sampling.is_truncated or sampling.keep_sets is False:
+        return None
+    for name, able in ((pair.engine, pair.engine_able), (pair.scorer, pair.scorer_able)):
+        if not able.keep_sets:
+            missing = MissingCapability(
+                name, "keep_sets", "keep-sets of truncated sampling", able.reason.get("keep_sets", "")
+            )
+            if sampling.keep_sets:
+                raise ConfigError(str(missing), hint="leave out sampling.keep_sets, or take another engine")
+            return missing
+    return None
+
+
 def settle(
     pair: Pair,
     legs: tuple[Leg, ...],
@@ -177,7 +203,11 @@ def settle(
             raise ConfigError(str(lacking), hint=f"leave {leg} out of legs, or take another engine")
         else:
             left_out.append(lacking)
-    return Settled(tuple(kept), routing, tuple(left_out))
+    lacking_sets = missing_for_keep_sets(pair, sampling)
+    if lacking_sets is not None:
+        left_out.append(lacking_sets)
+    keep_sets = sampling.is_truncated and sampling.keep_sets is not False and lacking_sets is None
+    return Settled(tuple(kept), routing, tuple(left_out), keep_sets)
 
 
 def _used(sampling: SamplingConfig) -> tuple[str, ...]:

@@ -151,7 +151,11 @@ def _reading_capabilities(options: EngineScorerOptions) -> ScorerCapabilities:
     limit = able.reason.get(
         "prefill_parameters" if options.reading == "prefill" else "sampling_parameters", ""
     )
-    reason = dict.fromkeys(("routing", "replay", "hidden_states"), _NO_ROUTES) | {"temperature": limit}
+    reason = {
+        **dict.fromkeys(("routing", "replay", "hidden_states"), _NO_ROUTES),
+        "temperature": limit,
+        "keep_sets": "an engine reads over the support that it would sample from itself",
+    }
     scoring = bool(getattr(able, needed))
     if not scoring:
         reason["scoring"] = able.reason.get(needed, f"{options.engine} does not declare {needed}")

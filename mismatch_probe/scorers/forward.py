@@ -11,6 +11,7 @@ import numpy as np
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.scorers.protocol import ProgressCallback, ScoredSequence, ScoreRequest
+from mismatch_probe.trace.keep_sets import KeepSet
 
 if TYPE_CHECKING:
     import torch
@@ -182,8 +183,12 @@ class ScoringForward:
         for start in range(0, count, block):
             log_p = torch.log_softmax(logits[start : start + block].float() / temperature, dim=-1)
             read = log_p.gather(-1, targets[start : start + block, None])[:, 0]
-            logprobs.append(read - self._log_kept(log_p, read))
-            entropy.append(torch.special.entr(log_p.exp()).sum(-1))
+            if request.keep_set is None:
+                kept, uncertainty = self._log_kept(log_p, read), torch.special.entr(log_p.exp()).sum(-1)
+            else:
+                kept, uncertainty = over_keep_set(log_p, request.keep_set, start)
+            logprobs.append(read - kept)
+            entropy.append(uncertainty)
         return ScoredSequence(
             sequence_id=request.sequence_id,
             logprobs=torch.cat(logprobs).cpu().numpy() if count else np.zeros(0, np.float32),
@@ -225,6 +230,33 @@ class ScoringForward:
                     filled[line, start : start + len(values)] = rows
         given = any(request.gates is not None for request in batch)
         return forced.flatten(0, 1).to(self.device), gates.flatten(0, 1).to(self.device) if given else None
+
+
+def over_keep_set(log_p: torch.Tensor, keep_set: KeepSet, begin: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What renormalising each token over its kept ids takes, and the entropy of what it leaves.
+
+    Args:
+        log_p: [rows, vocabulary] nats, of the response tokens from `begin` on.
+        keep_set: Of the whole response.
+        begin: Response position of the first row.
+
+    Returns:
+        Log of the probability of the kept ids, and the entropy of the distribution over them; float32 [rows], nats.
+    """
+    import torch
+
+    count, device = len(log_p), log_p.device
+    bounds = keep_set.offsets[begin : begin + count + 1]
+    counts = torch.from_numpy(np.diff(bounds)).to(device)
+    ids = torch.from_numpy(keep_set.ids[bounds[0] : bounds[-1]].astype(np.int64)).to(device)
+    rows = torch.repeat_interleave(torch.arange(count, device=device), counts)
+    values = log_p[rows, ids]
+    # Shifted by the largest, so that a set of very improbable ids does not vanish.
+    largest = torch.full((count,), -torch.inf, device=device).scatter_reduce(0, rows, values, "amax")
+    mass = torch.zeros(count, device=device).index_add(0, rows, (values - largest[rows]).exp())
+    log_mass = largest + mass.log()
+    spread = torch.special.entr((values - log_mass[rows]).exp())
+    return log_mass, torch.zeros(count, device=device).index_add(0, rows, spread)
 
 
 def _places(lengths: Sequence[int], *, packing: bool) -> tuple[list[tuple[int, int]], tuple[int, int]]:

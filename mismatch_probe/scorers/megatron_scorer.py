@@ -218,7 +218,7 @@ def megatron_capabilities() -> ScorerCapabilities:
     if not found:
         names = ("scoring", "routing", "replay")
         return ScorerCapabilities(False, False, False, dict.fromkeys(names, "megatron-core is not installed"))
-    return ScorerCapabilities(scoring=True, routing=True, replay=True)
+    return ScorerCapabilities(scoring=True, routing=True, replay=True, keep_sets=True)
 
 
 @register_scorer(

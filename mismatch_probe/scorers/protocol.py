@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from mismatch_probe.trace.keep_sets import KeepSet
+
 ProgressCallback = Callable[[int, int], None]
 """Called with (sequences finished, tokens finished) since the last call."""
 
@@ -43,6 +45,7 @@ class ScorerCapabilities:
         reason: By capability name, why it is missing.
         hidden_states: It can return the residual stream of finished ids.
         temperature: It can score under another temperature than 1.
+        keep_sets: It can renormalise each token over given ids.
     """
 
     scoring: bool
@@ -51,6 +54,7 @@ class ScorerCapabilities:
     reason: dict[str, str] = field(default_factory=dict)
     hidden_states: bool = False
     temperature: bool = True
+    keep_sets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class ScoreRequest:
             below 0, the router's own choice stands.
         gates: float32 of the same shape, gate weights to give the forced experts, or None to have them recomputed
             from the router's own logits; NaN does the same for a row.
+        keep_set: Ids over which each token is renormalised, or None for the whole vocabulary.
     """
 
     sequence_id: int
@@ -118,6 +123,7 @@ class ScoreRequest:
     response_token_ids: Sequence[int]
     routing: npt.NDArray[np.int16] | None = None
     gates: npt.NDArray[np.float32] | None = None
+    keep_set: KeepSet | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,8 @@ class ScoredSequence:
     Attributes:
         sequence_id: As in the request.
         logprobs: float32 [response tokens], nats.
-        entropy: float32 [response tokens], nats, of the whole next-token distribution; None where it cannot be had.
+        entropy: float32 [response tokens], nats, of the whole next-token distribution, or of that over the keep-set where
+            one was given; None where it cannot be had.
         routing: int16 [prompt + response - 1, MoE layers, top_k] experts used, or None.
         gates: float32 of the same shape, the weight each expert got, or None.
         margins: float32 [prompt + response - 1, MoE layers]; the router's own score of its last choice minus that of

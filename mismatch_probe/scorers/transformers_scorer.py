@@ -258,7 +258,7 @@ def transformers_capabilities() -> ScorerCapabilities:
         return ScorerCapabilities(
             False, False, False, dict.fromkeys(("scoring", "routing", "replay"), reason)
         )
-    return ScorerCapabilities(scoring=True, routing=True, replay=True, hidden_states=True)
+    return ScorerCapabilities(scoring=True, routing=True, replay=True, hidden_states=True, keep_sets=True)
 
 
 @register_scorer(

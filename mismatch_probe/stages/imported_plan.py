@@ -92,6 +92,7 @@ def plan_imported(run: RunDirectory, config: ProbeConfig, watcher: Watcher) -> R
         prompts=PromptSet(manifest["prompts"]["source"], prompts, None, None),
         legs=legs,
         routing=routed,
+        keep_sets=False,
         max_model_len=longest,
         prompts_per_part=PART_ROWS,
         num_parts=int(manifest["num_parts"]),

@@ -86,6 +86,7 @@ class ScoreJob(_Job):
         routing: Whether routes were recorded.
         tasks: Legs in order.
         replay: What the study of routing replay covers, or None where it is not made.
+        keep_sets: Whether each token is read over the ids that sampling kept for it.
     """
 
     kind: Literal["score"] = "score"
@@ -96,6 +97,7 @@ class ScoreJob(_Job):
     routing: bool
     tasks: tuple[Task, ...]
     replay: ReplayPlan | None = None
+    keep_sets: bool = False
 
 
 class RefitJob(_Job):

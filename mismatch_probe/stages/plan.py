@@ -30,6 +30,7 @@ class RunPlan:
         prompts: As token ids.
         legs: What will be read; `train/replay` is left out of a dense model's default legs.
         routing: Whether routes are captured.
+        keep_sets: Whether the ids that truncated sampling keeps are recorded and read over.
         max_model_len: Tokens the engine must hold per sequence.
         prompts_per_part: Whole prompts in one part on disk.
         num_parts: Parts of the run.
@@ -42,6 +43,7 @@ class RunPlan:
     prompts: PromptSet
     legs: tuple[Leg, ...]
     routing: bool
+    keep_sets: bool
     max_model_len: int
     prompts_per_part: int
     num_parts: int
@@ -105,6 +107,7 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
         prompts=prompts,
         legs=settled.legs,
         routing=settled.routing,
+        keep_sets=settled.keep_sets,
         max_model_len=needed,
         prompts_per_part=prompts_per_part,
         num_parts=math.ceil(len(prompts.prompts) / prompts_per_part),

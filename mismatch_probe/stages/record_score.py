@@ -98,6 +98,7 @@ def record(
                 "top_k": plan.facts.top_k or 0,
                 "options": config.rollout.options,
                 "trust_remote_code": config.trust_remote_code,
+                "keep_sets": plan.keep_sets,
             },
             sampling=config.sampling,
             prompts=tuple(
@@ -209,6 +210,7 @@ def score(
             },
             temperature=plan.config.sampling.temperature,
             routing=plan.routing,
+            keep_sets=plan.keep_sets,
             tasks=tasks,
             replay=replay,
         )

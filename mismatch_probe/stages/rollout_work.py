@@ -16,11 +16,14 @@ from mismatch_probe.engines.protocol import (
     FixedSequence,
     PromptRequest,
     RolloutEngine,
+    SampledSequence,
 )
 from mismatch_probe.engines.registry import engines
+from mismatch_probe.errors import CaptureError
 from mismatch_probe.stages.job import JobPrompt, RolloutJob, Task
 from mismatch_probe.stages.refit_leg import REFIT_LEG, take_refit_leg
 from mismatch_probe.stages.worker import EventWriter
+from mismatch_probe.trace.keep_sets import KeepSet, write_keep_sets
 from mismatch_probe.trace.parts import read_table, write_routing, write_table
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.schema import rollout_schema, score_schema
@@ -122,7 +125,27 @@ def _sample_part(
             columns["sequence_id"],
             gates=gates if len(gates) == len(present) else None,
         )
+    if job.spec.get("keep_sets"):
+        write_keep_sets(run.keep_set_part(part), _kept(sampled), columns["sequence_id"])
     write_table(run.rollout_part(part), pa.table(columns, schema=rollout_schema()))
+
+
+def _kept(sampled: Sequence[SampledSequence]) -> list[KeepSet]:
+    """The keep-set of every response, which has to be whole and to hold what was drawn."""
+    kept = []
+    for sequence in sampled:
+        problem = (
+            "none was returned"
+            if sequence.keep_set is None
+            else sequence.keep_set.problem(sequence.response_token_ids)
+        )
+        if sequence.keep_set is None or problem is not None:
+            raise CaptureError(
+                f"sequence {sequence.sequence_id}: the keep-set is not whole: {problem}",
+                hint="set sampling.keep_sets=false",
+            )
+        kept.append(sequence.keep_set)
+    return kept
 
 
 def _rewards(

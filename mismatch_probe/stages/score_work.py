@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mismatch_probe.stages.job import ScoreJob, Task
 from mismatch_probe.stages.replay_study import STUDY, run_replay_part
 from mismatch_probe.stages.rollout_work import read_sequences, write_scores
 from mismatch_probe.stages.worker import EventWriter
+from mismatch_probe.trace.keep_sets import read_keep_sets
 from mismatch_probe.trace.parts import read_routing, read_routing_part, write_routing
 from mismatch_probe.trace.run_directory import RunDirectory
 
@@ -33,7 +35,7 @@ def run_score_job(job: ScoreJob, events: EventWriter, tasks: Iterable[Task] | No
             # Routes are kept of the leg that training runs; replay repeats the rollout's, the others are controls.
             capture = job.routing and task.leg == "train/forward"
             for part in task.parts:
-                requests = _requests(run, part, replay=task.leg == "train/replay")
+                requests = _requests(run, part, replay=task.leg == "train/replay", keep_sets=job.keep_sets)
                 scored = scorer.score(
                     requests,
                     temperature=job.temperature,
@@ -59,7 +61,7 @@ def _study(run: RunDirectory, job: ScoreJob, task: Task, scorer: Scorer, events:
             "the study of routing replay has no sequences", hint="raise train.options.replay_controls"
         )
     for part in task.parts:
-        requests = _requests(run, part, replay=False)
+        requests = _requests(run, part, replay=False, keep_sets=job.keep_sets)
         routes = read_routing_part(run.routing_part("rollout/decode", part))
         run_replay_part(run, part, scorer, requests, routes, job.replay, temperature=job.temperature)
         # Progress counts the run's sequences: the study covers a part with a few of them.
@@ -82,14 +84,20 @@ def _write_routes(run: RunDirectory, leg: str, part: int, scored: Sequence[Score
     )
 
 
-def _requests(run: RunDirectory, part: int, *, replay: bool) -> list[ScoreRequest]:
+def _requests(run: RunDirectory, part: int, *, replay: bool, keep_sets: bool) -> list[ScoreRequest]:
     sequences = read_sequences(run, part)
-    if not replay:
-        return [ScoreRequest(s.sequence_id, s.prompt_token_ids, s.response_token_ids) for s in sequences]
-    experts, offsets, _ = read_routing(run.routing_part("rollout/decode", part))
-    return [
-        ScoreRequest(
-            s.sequence_id, s.prompt_token_ids, s.response_token_ids, experts[offsets[i] : offsets[i + 1]]
+    requests = [ScoreRequest(s.sequence_id, s.prompt_token_ids, s.response_token_ids) for s in sequences]
+    if keep_sets:
+        kept = read_keep_sets(
+            run.keep_set_part(part),
+            [s.sequence_id for s in sequences],
+            [s.response_token_ids for s in sequences],
         )
-        for i, s in enumerate(sequences)
-    ]
+        requests = [replace(request, keep_set=own) for request, own in zip(requests, kept, strict=True)]
+    if replay:
+        experts, offsets, _ = read_routing(run.routing_part("rollout/decode", part))
+        requests = [
+            replace(request, routing=experts[offsets[i] : offsets[i + 1]])
+            for i, request in enumerate(requests)
+        ]
+    return requests

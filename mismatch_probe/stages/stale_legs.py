@@ -260,6 +260,8 @@ def _run(
         spec={**reading.spec, "model_path": str(checkpoint.facts.path.resolve())},
         temperature=reading.temperature,
         routing=False,
+        # As the run's own readings: staleness is no change of support.
+        keep_sets=bool(run.read_manifest().get("keep_sets")),
         tasks=(Task(leg=leg, parts=missing),),
     )
     facts = run_worker(job, run.log_path("staleness"), on_event)

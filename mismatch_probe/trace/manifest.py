@@ -44,6 +44,7 @@ def new_manifest(plan: RunPlan, command: str) -> dict[str, Any]:
         "config_set": sorted(plan.config.model_fields_set - {"matrix"}),
         "legs": list(plan.legs),
         "routing": plan.routing,
+        "keep_sets": plan.keep_sets,
         "num_parts": plan.num_parts,
         "num_sequences": plan.num_sequences,
         "versions": package_versions(),

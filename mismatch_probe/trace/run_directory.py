@@ -17,8 +17,9 @@ from mismatch_probe.trace.schema import MATRIX, ROLLOUT_FOLDER, ROUTING_FOLDER, 
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _MANIFEST_LOCK = ".manifest.lock"
+_KEEP_SETS = "keep_sets"
 _OURS = (
-    ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, "imported", "figures", "export", "logs", "ablation", "tuning",
+    ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, _KEEP_SETS, "imported", "figures", "export", "logs", "ablation", "tuning",
     _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json", "drift.json",
     "location", "location.json", "cells", "matrix.json", "matrix.html", "matrix.png",
 )  # fmt: skip
@@ -107,6 +108,10 @@ class RunDirectory:
     def routing_part(self, leg: str, index: int) -> Path:
         """Part `index` of the routes that a leg took."""
         return self.path / ROUTING_FOLDER / leg / part_name(index, "safetensors")
+
+    def keep_set_part(self, index: int) -> Path:
+        """Part `index` of the ids that truncated sampling could have drawn."""
+        return self.path / _KEEP_SETS / part_name(index, "safetensors")
 
     def replay_part(self, index: int) -> Path:
         """Part `index` of the study of routing replay."""

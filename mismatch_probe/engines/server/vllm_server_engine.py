@@ -286,6 +286,7 @@ def vllm_server_capabilities(options: Mapping[str, Any] | None = None) -> Engine
     reason = {
         "weight_reload": _RELOAD,
         "hidden_states": "not asked for over HTTP; the engine vllm gives them",
+        "keep_sets": "not asked for over HTTP; the engine vllm gives them",
     }
     return EngineCapabilities(
         sampling=True,

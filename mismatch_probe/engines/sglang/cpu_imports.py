@@ -2,7 +2,8 @@
 
 Its released packages are made for CUDA. On a CPU its scheduler runs with torch's own attention and sampling, but it imports
 torchvision and soundfile (for images and sound) and an operator of vLLM, which a text model on a CPU neither needs nor, but
-for soundfile, can have, and it pins memory for the device when experts are recorded. Nothing is replaced where there is a device.
+for soundfile, can have, and it pins memory for the device when experts are recorded. Where there is a device nothing is
+replaced.
 """
 
 from __future__ import annotations

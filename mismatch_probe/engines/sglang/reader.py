@@ -28,6 +28,7 @@ _REASONS = {
     "forced_decode": "SGLang can only force an id by moving its log-probability",
     "weight_reload": "not asked of SGLang",
     "hidden_states": "not asked of SGLang",
+    "keep_sets": "nothing is truncated",
     "sampling_parameters": TEMPERATURE_ONLY,
     "prefill_parameters": RAW_PREFILL,
 }

@@ -7,7 +7,7 @@ from mismatch_probe.preflight.capabilities import Pair, settle
 from mismatch_probe.scorers.protocol import ScorerCapabilities
 from mismatch_probe.scorers.registry import scorers
 
-ALL = EngineCapabilities(True, True, True, True, weight_reload=True)
+ALL = EngineCapabilities(True, True, True, True, weight_reload=True, keep_sets=True)
 NOTHING_BUT_SAMPLING = EngineCapabilities(
     True,
     True,
@@ -17,7 +17,7 @@ NOTHING_BUT_SAMPLING = EngineCapabilities(
     sampling_parameters=frozenset({"temperature", "top_p"}),
     prefill_parameters=frozenset(),
 )
-TRAINER = ScorerCapabilities(True, True, True)
+TRAINER = ScorerCapabilities(True, True, True, keep_sets=True)
 
 
 def asked(
@@ -55,6 +55,26 @@ def test_what_only_the_defaults_ask_for_is_left_out_with_its_reason():
     assert any("rollout/prefill needs prefill scoring under temperature" in line for line in said)
     assert any("routing" in line and "the server keeps them" in line for line in said)
     assert any("weight_reload" in line for line in said)
+
+
+def test_keep_sets_are_recorded_where_sampling_is_truncated_and_both_sides_can():
+    assert asked(ALL, top_p=0.9).keep_sets and asked(ALL, top_k=5).keep_sets
+    assert not asked(ALL).keep_sets and not asked(ALL, top_p=0.9, keep_sets=False).keep_sets
+    without = asked(NOTHING_BUT_SAMPLING, top_p=0.9)
+    assert not without.keep_sets and any("keep_sets" in str(item) for item in without.left_out)
+
+
+@pytest.mark.parametrize(
+    ("able", "trainer", "sampling", "says"),
+    [
+        (NOTHING_BUT_SAMPLING, TRAINER, {"top_p": 0.9}, "which server does not have"),
+        (ALL, ScorerCapabilities(True, True, True), {"top_p": 0.9}, "which trainer does not have"),
+        (ALL, TRAINER, {}, "nothing is truncated"),
+    ],
+)
+def test_keep_sets_that_were_asked_for_and_cannot_be_are_an_error(able, trainer, sampling, says):
+    with pytest.raises(ConfigError, match=says):
+        asked(able, trainer=trainer, keep_sets=True, **sampling)
 
 
 def test_prefill_scores_of_the_raw_distribution_do_at_temperature_1():
