@@ -19,6 +19,14 @@ class Format(StrEnum):
     markdown = "markdown"
 
 
+class Redaction(StrEnum):
+    """What the token explorer of a report keeps to itself."""
+
+    none = "none"
+    hash = "hash"
+    full = "full"
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="TOML file with any of the configuration keys."),
@@ -46,6 +54,14 @@ ShardOption = Annotated[
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.")]
+RedactOption = Annotated[
+    Redaction | None,
+    typer.Option(
+        "--redact",
+        help="Tokens in the report's explorer: none shows texts and ids, hash a label for each distinct token, "
+        "full neither. Kept for this run; none where never given.",
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 

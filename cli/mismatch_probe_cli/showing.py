@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mismatch_probe_cli.console import clean, stderr, stdout
-from mismatch_probe_cli.options import Format
+from mismatch_probe_cli.options import Format, Redaction
 
 if TYPE_CHECKING:
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_reports import ReportFiles
 
 
-def write_reports(run: RunDirectory, result: dict[str, Any]) -> ReportFiles:
-    """Writes report.html and figures/*.png."""
+def write_reports(run: RunDirectory, result: dict[str, Any], redact: Redaction | None = None) -> ReportFiles:
+    """Writes report.html and figures/*.png.
+
+    Args:
+        run: A measured run.
+        result: Its result.
+        redact: What the token explorer keeps to itself; None: what was last said of this run. A later verb that
+            writes the report again does not bring back what was redacted.
+    """
+    from mismatch_probe.stages.token_explorer import explorer_section
     from mismatch_probe_reports import write_report
 
-    return write_report(result, run.path)
+    if redact is not None:
+        with run.edit_manifest() as manifest:
+            manifest["redact"] = redact.value
+    kept = run.read_manifest().get("redact", Redaction.none.value)
+    return write_report(result, run.path, explorer_section(run, kept))
 
 
 def show_result(

@@ -1,7 +1,9 @@
-"""The HTML page: one file, no network request, no script."""
+"""The HTML page: one file, no network request, and no script but the token explorer's own."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -12,6 +14,7 @@ from mismatch_probe_reports.figures.canvas import Missing, Plot, to_svg
 from mismatch_probe_reports.format import clean
 from mismatch_probe_reports.model import build_report
 from mismatch_probe_reports.reading import Json
+from mismatch_probe_reports.sections.explorer import build_explorer
 from mismatch_probe_reports.tables import Section, fold_reasons
 
 if TYPE_CHECKING:
@@ -43,14 +46,38 @@ def _style_sheet() -> str:
     return (files("mismatch_probe_reports") / "assets" / "style.css").read_text(encoding="utf-8")
 
 
-def render_html(result: Json) -> str:
-    """Return the whole page for a result; the same result gives the same bytes."""
-    return render_page(result, prepare_figures(result))
+@cache
+def _script() -> str:
+    return (files("mismatch_probe_reports") / "assets" / "explorer.js").read_text(encoding="utf-8")
 
 
-def render_page(result: Json, figures: Sequence[Plot | Missing]) -> str:
+def _policy(script: str) -> str:
+    """The policy that lets this one script run and no other: by its hash."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"{CONTENT_SECURITY_POLICY}; script-src 'sha256-{digest}'"
+
+
+def render_html(result: Json, explorer: Json | None = None) -> str:
+    """Return the whole page for a result; the same input gives the same bytes.
+
+    Args:
+        result: result.json as a mapping.
+        explorer: What `explorer_section` of the core read, or None for a page without the explorer and any script.
+    """
+    return render_page(result, prepare_figures(result), explorer)
+
+
+def render_page(result: Json, figures: Sequence[Plot | Missing], explorer: Json | None = None) -> str:
     """Return the page with figures that were prepared before."""
-    return _render("report.html.j2", figures, report=build_report(result))
+    from markupsafe import Markup
+
+    built = None if explorer is None else build_explorer(explorer)
+    values: dict[str, object] = {"report": build_report(result), "explorer": built, "script": ""}
+    if built is not None and not built.missing:
+        # The script is a package file and holds nothing of the run.
+        script = _script()
+        values |= {"script": Markup(script), "policy": _policy(script)}  # noqa: S704
+    return _render("report.html.j2", figures, **values)
 
 
 def render_section_page(
@@ -77,10 +104,9 @@ def _render(template: str, figures: Sequence[Plot | Missing], **values: object) 
         _environment()
         .get_template(template)
         .render(
-            **values,
+            {"policy": CONTENT_SECURITY_POLICY} | values,
             figures={figure.name: figure for figure in figures},
             drawings=drawings,
             style=Markup(_style_sheet()),  # noqa: S704
-            policy=CONTENT_SECURITY_POLICY,
         )
     )

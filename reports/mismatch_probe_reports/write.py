@@ -27,19 +27,20 @@ class ReportFiles:
     skipped: tuple[Missing, ...]
 
 
-def write_report(result: Json, run_dir: Path) -> ReportFiles:
+def write_report(result: Json, run_dir: Path, explorer: Json | None = None) -> ReportFiles:
     """Write report.html and figures/*.png into a run directory; each file appears whole or not at all.
 
     Args:
         result: result.json as a mapping.
         run_dir: The run directory.
+        explorer: What the token explorer shows, or None for a page without it.
 
     Raises:
         OSError: The directory cannot be written to.
     """
     figures = prepare_figures(result)
     html = run_dir / "report.html"
-    write_bytes(html, render_page(result, figures).encode("utf-8"))
+    write_bytes(html, render_page(result, figures, explorer).encode("utf-8"))
     written = write_prepared(figures, run_dir / "figures")
     skipped = tuple(figure for figure in figures if isinstance(figure, Missing))
     return ReportFiles(html, tuple(written), skipped)

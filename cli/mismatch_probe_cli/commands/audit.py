@@ -13,6 +13,7 @@ from mismatch_probe_cli.options import (
     Format,
     FormatOption,
     RayOption,
+    RedactOption,
     SetOption,
     command_line,
 )
@@ -50,6 +51,7 @@ def audit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: ForceOption = False,
     output_format: FormatOption = Format.text,
+    redact: RedactOption = None,
 ) -> None:
     """Audits an engine pair: samples with the rollout engine, scores the same ids with the trainer, measures and judges.
 
@@ -108,12 +110,16 @@ def audit(
     run = RunDirectory(settings.out)
     run.check_free(force=force, resume=resume)
     if settings.is_matrix:
-        raise typer.Exit(audit_matrix(run, settings, force=force, resume=resume, output_format=output_format))
+        raise typer.Exit(
+            audit_matrix(
+                run, settings, force=force, resume=resume, output_format=output_format, redact=redact
+            )
+        )
     with ProgressWatcher() as watcher:
         plan = make_plan(settings, watcher)
         with run.claim(force=force, resume=resume):
             result = audit_run(run, plan, watcher, command=command_line(), resume=resume)
-            files = write_reports(run, result)
+            files = write_reports(run, result, redact)
     show_result(result, run, files, output_format)
     raise typer.Exit(int(result["exit_code"]))
 

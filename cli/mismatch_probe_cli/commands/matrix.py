@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mismatch_probe_cli.options import Format, command_line
+from mismatch_probe_cli.options import Format, Redaction, command_line
 
 if TYPE_CHECKING:
     from mismatch_probe.config.model import ProbeConfig
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def audit_matrix(
-    run: RunDirectory, settings: ProbeConfig, *, force: bool, resume: bool, output_format: Format
+    run: RunDirectory,
+    settings: ProbeConfig,
+    *,
+    force: bool,
+    resume: bool,
+    output_format: Format,
+    redact: Redaction | None,
 ) -> int:
     """Audits a matrix, writes its views and prints it; returns the exit code."""
     from mismatch_probe.stages.matrix import plan_matrix, run_matrix
@@ -24,7 +30,7 @@ def audit_matrix(
     from mismatch_probe_reports.matrix import render_matrix_markdown, render_matrix_terminal, write_matrix
 
     def finish(cell: RunDirectory, result: dict[str, Any]) -> None:
-        write_reports(cell, result)
+        write_reports(cell, result, redact)
 
     with ProgressWatcher() as watcher:
         planned = plan_matrix(settings, watcher)

@@ -13,6 +13,7 @@ from mismatch_probe_cli.options import (
     Format,
     FormatOption,
     RayOption,
+    RedactOption,
     RunArgument,
     SetOption,
     ShardOption,
@@ -214,7 +215,9 @@ def _estimate(estimate: dict[str, float | str | None]) -> str:
     return f"{estimate['value']:.4g}{interval}"
 
 
-def report(run_path: RunArgument, output_format: FormatOption = Format.text) -> None:
+def report(
+    run_path: RunArgument, output_format: FormatOption = Format.text, redact: RedactOption = None
+) -> None:
     """Writes report.html and the figures of a measured run again, and prints the result.
 
     **Examples**
@@ -222,6 +225,8 @@ def report(run_path: RunArgument, output_format: FormatOption = Format.text) -> 
     `mismatch-probe report runs/first`
 
     `mismatch-probe report runs/first --format markdown`
+
+    `mismatch-probe report runs/first --redact full`
     """
     from mismatch_probe.result import read_result
     from mismatch_probe.trace.run_directory import RunDirectory
@@ -230,5 +235,5 @@ def report(run_path: RunArgument, output_format: FormatOption = Format.text) -> 
     run = RunDirectory.open_existing(run_path)
     result = read_result(run.result_path)
     with run.claim(resume=True):
-        files = write_reports(run, result)
+        files = write_reports(run, result, redact)
     show_result(result, run, files, output_format)
