@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,11 @@ from gguf_model import write_gguf
 from packaging.requirements import Requirement
 
 from mismatch_probe.assets.catalog import resolve_model
+from mismatch_probe.engines.registry import engines
+from mismatch_probe.export.exporter import exporters
+from mismatch_probe.imports.importer import importers
+from mismatch_probe.scorers.registry import scorers
+from mismatch_probe.weights.registry import methods
 from mismatch_probe_cli.app import app
 
 # What stands for something else in the examples, and what is put there.
@@ -189,7 +195,7 @@ class Workbench:
         """What would have been written, as the next command of the example finds it."""
         if "--out" not in arguments:
             shutil.rmtree(DEFAULT_OUT, ignore_errors=True)
-        for option, value in zip(arguments, arguments[1:], strict=False):
+        for option, value in itertools.pairwise(arguments):
             if option in ("--out", "-o") and _RUN.match(value):
                 shutil.rmtree(value, ignore_errors=True)
                 shutil.copytree(self.run, value)
@@ -201,12 +207,14 @@ class Workbench:
 
         shutil.copytree(self.run, "RUN")
         names: dict[str, Any] = {
-            "run": RunDirectory(Path("RUN")),
-            "Path": Path,
-            "SilentWatcher": SilentWatcher,
-        }
-        with contextlib.suppress(Border), contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(text, "example", "exec"), names)
+            "__name__": "example", "run": RunDirectory(Path("RUN")), "Path": Path, "SilentWatcher": SilentWatcher,
+        }  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            for registry in (engines, scorers, methods, importers, exporters):
+                # Loaded first, so that what an example registers is gone after it and nothing else is.
+                patch.setattr(registry, "_entries", {entry.name: entry for entry in registry})
+            with contextlib.suppress(Border), contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(text, "example", "exec"), names)
 
 
 def _is_imported(run: Path) -> bool:

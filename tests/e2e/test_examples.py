@@ -79,7 +79,7 @@ def test_a_wrong_example_is_found(workbench: Workbench) -> None:
         "make no-such-target",
     )
     for number, text in enumerate(wrong):
-        with pytest.raises(BaseException):  # noqa: B017, PT011 - each fails in a way of its own
+        with pytest.raises(BaseException):  # noqa: B017 - each fails in a way of its own
             workbench.try_out(Example("test", "shell", text), 1000 + number)
     with pytest.raises(ImportError):
         workbench.try_out(Example("test", "python", "from mismatch_probe.weights import no_such_name"), 2000)
