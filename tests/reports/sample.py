@@ -111,6 +111,16 @@ class SyntheticTrace:
         )
         self._route_offsets = np.concatenate([[0], np.cumsum(lengths + PROMPT_LENGTH - 1)])
 
+    @property
+    def recorded(self) -> Rollout:
+        """Every response token: the same, since no token is masked."""
+        return self.rollout
+
+    @property
+    def counted(self) -> None:
+        """No loss mask."""
+        return
+
     def logprobs(self, leg: str) -> FloatArray:
         """One leg's log-probabilities [tokens], nats."""
         return self._legs[leg]
