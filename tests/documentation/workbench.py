@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
@@ -35,8 +36,10 @@ from mismatch_probe.export.exporter import exporters
 from mismatch_probe.imports.importer import importers
 from mismatch_probe.scorers.registry import scorers
 from mismatch_probe.weights.registry import methods
+from mismatch_probe_cli import showing
 from mismatch_probe_cli.app import app
 
+_real_write_reports = showing.write_reports
 # What stands for something else in the examples, and what is put there.
 PUT_IN = {"/shared/": "shared/", "explain <id>": "explain stale-weights", "--rollout NAME": "--rollout vllm"}
 DEFAULT_OUT = "runs/audit"
@@ -53,6 +56,7 @@ MODELS = (
 STEPS = (1, 2, 4, 8, 16, 32, 64, 100)
 IMPORTED = "runs/imported"
 _RUN = re.compile(r"(shared/run|runs/[\w.-]+|RUN\w*)$")
+_MADE = ("--out", "-o")
 _GOLDEN = ROOT / "tests" / "core" / "imports" / "golden"
 
 
@@ -69,6 +73,8 @@ class Workbench:
         run: A measured run of the embedded model, copied wherever an example names a run.
         patch: For the borders and the current folder.
         done: Commands that ran to their end on a copy of the run, whatever the copy was called.
+        ends: How commands ended: "end", "border" or "done before".
+        drawn: What each verb's report was written to.
     """
 
     folder: Path
@@ -76,6 +82,7 @@ class Workbench:
     patch: pytest.MonkeyPatch
     done: set[str] = field(default_factory=set)
     ends: list[str] = field(default_factory=list)
+    drawn: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for place in (
@@ -85,9 +92,17 @@ class Workbench:
             "mismatch_probe.assets.catalog.write_random_checkpoint",
         ):
             self.patch.setattr(place, _border)
+        self.patch.setattr(showing, "write_reports", self._write_reports)
         self._model = self._make_model()
         self._gguf = write_gguf(self._model, self.folder / "model.gguf")
         self._slime = self._make_slime()
+
+    def _write_reports(self, *arguments: Any, **options: Any) -> Any:
+        """Draws the report once for each verb: it takes seconds, and all that differs between two is the result."""
+        verb = sys.argv[1]
+        if verb not in self.drawn:
+            self.drawn[verb] = _real_write_reports(*arguments, **options)
+        return self.drawn[verb]
 
     def _make_model(self) -> Path:
         """The embedded model, with room for the long responses of the examples."""
@@ -153,17 +168,19 @@ class Workbench:
             raise AssertionError(f"nobody knows how to try {name}")
 
     def _run_verb(self, arguments: list[str]) -> None:
+        resumed = "--resume" in arguments
         existing = [
-            a for i, a in enumerate(arguments) if _RUN.match(a) and arguments[i - 1] not in ("--out", "-o")
+            argument
+            for before, argument in itertools.pairwise(["", *arguments])
+            if _RUN.match(argument) and (resumed or before not in _MADE) and not Path(argument).is_symlink()
         ]
-        if "--resume" in arguments:
-            existing = [a for a in arguments if _RUN.match(a)]
         canonical = " ".join("RUN" if a in existing else a for a in arguments)
         fresh = [Path(run) for run in existing if not Path(run).exists()]
         if existing and len(fresh) == len(existing) and canonical in self.done:
+            self.ends.append("done before")
             return
         for run in fresh:
-            self._provide(run, unscored=arguments[0] == "score" or "--resume" in arguments)
+            self._provide(run, unscored=arguments[0] == "score" or resumed)
         self.patch.setattr(sys, "argv", ["mismatch-probe", *arguments])
         with contextlib.redirect_stdout(io.StringIO()) as shown:
             try:
@@ -196,7 +213,7 @@ class Workbench:
         if "--out" not in arguments:
             shutil.rmtree(DEFAULT_OUT, ignore_errors=True)
         for option, value in itertools.pairwise(arguments):
-            if option in ("--out", "-o") and _RUN.match(value):
+            if option in _MADE and _RUN.match(value):
                 shutil.rmtree(value, ignore_errors=True)
                 shutil.copytree(self.run, value)
 
@@ -206,15 +223,16 @@ class Workbench:
         from mismatch_probe.trace.run_directory import RunDirectory
 
         shutil.copytree(self.run, "RUN")
-        names: dict[str, Any] = {
-            "__name__": "example", "run": RunDirectory(Path("RUN")), "Path": Path, "SilentWatcher": SilentWatcher,
-        }  # fmt: skip
+        # Dataclasses look for their module.
+        module = ModuleType("printed_example")
+        vars(module).update(run=RunDirectory(Path("RUN")), Path=Path, SilentWatcher=SilentWatcher)
         with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, module.__name__, module)
             for registry in (engines, scorers, methods, importers, exporters):
                 # Loaded first, so that what an example registers is gone after it and nothing else is.
                 patch.setattr(registry, "_entries", {entry.name: entry for entry in registry})
             with contextlib.suppress(Border), contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(text, "example", "exec"), names)
+                exec(compile(text, "example", "exec", dont_inherit=True), vars(module))
 
 
 def _is_imported(run: Path) -> bool:

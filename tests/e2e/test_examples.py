@@ -61,7 +61,7 @@ def test_example(workbench: Workbench, number: int) -> None:
     workbench.try_out(example, number)
     verbs = [line.split()[1] for line in example.text.splitlines() if line.startswith("mismatch-probe ")]
     if example.text.count("\n") == 0 and verbs and verbs[0] in ENGINE_VERBS and "--list" not in example.text:
-        assert workbench.ends == ["border"], workbench.ends
+        assert workbench.ends[-1] in ("border", "done before"), workbench.ends
 
 
 def imports(text: str) -> ast.Module:
