@@ -78,3 +78,23 @@ def test_heads_that_cannot_be_split_end_the_command_before_the_rollout(tmp_path)
     assert finished.status == 2
     assert "cannot be split between train.options.world_size=3 processes" in finished.stderr
     assert not (out / "rollout").exists()
+
+
+def test_vllm_as_a_scorer_reads_what_vllm_reads_by_prefill(embedded, tmp_path):
+    run = embedded.copy_to(tmp_path / "run")
+    for done in ("scores/train", "routing/train", "routing/replay"):
+        shutil.rmtree(run / done)
+    words = (
+        "--set",
+        "train.scorer=vllm",
+        "--set",
+        'legs=["rollout/decode", "rollout/prefill", "train/forward"]',
+    )
+    scored = run_cli("score", str(run), *words, "--set", "routing=false")
+    assert scored.status == 0, scored.stderr
+    trace = Trace(RunDirectory(run), 2)
+    assert np.array_equal(trace.logprobs("train/forward"), trace.logprobs("rollout/prefill"))
+    measured = run_cli("measure", str(run), "--format", "json")
+    assert measured.status in (0, 1), measured.stderr
+    result = json.loads(measured.stdout)
+    assert result["routing"]["available"] is False
