@@ -117,6 +117,11 @@ def _routing(manifest: Mapping[str, Any], trace: Trace, legs: list[str]) -> dict
             sides = "the rollout's routes but not the trainer's" if imported.get("routes") else "no routes"
             return {"available": False, "reason": f"the dump has {sides}"}
         return {"available": False, "reason": "routes were not captured (routing=false)"}
+    if not trace.has_routes("train/forward"):
+        return {
+            "available": False,
+            "reason": "train/forward was scored without routes: remove scores/train and score with routing=true",
+        }
     details = manifest["engines"].get("rollout", {}).get("details", {})
     return routing_section(
         trace,

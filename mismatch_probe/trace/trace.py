@@ -258,6 +258,10 @@ class Trace:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return np.concatenate([part[0] for part in parts]), offsets
 
+    def has_routes(self, leg: str) -> bool:
+        """Whether any part of a leg's routes is there; a leg can be scored without."""
+        return any(self._run.routing_part(leg, index).is_file() for index in self._parts)
+
     def route_parts(self, leg: str) -> Iterator[RoutingPart]:
         """The routes of one leg, one part at a time, in the order of the rollout's sequences.
 
