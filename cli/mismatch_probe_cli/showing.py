@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from mismatch_probe_reports import ReportFiles
 
 
-def write_reports(run: RunDirectory, result: dict[str, Any], redact: Redaction | None = None) -> ReportFiles:
+def write_reports(
+    run: RunDirectory, result: dict[str, Any], redact: Redaction | None = None, *, draw: bool = True
+) -> ReportFiles | None:
     """Writes report.html and figures/*.png.
 
     Args:
@@ -23,6 +25,7 @@ def write_reports(run: RunDirectory, result: dict[str, Any], redact: Redaction |
         result: Its result.
         redact: What the token explorer keeps to itself; None: what was last said of this run. A later verb that
             writes the report again does not bring back what was redacted.
+        draw: False writes nothing, and returns None; what is said of redaction is kept for the report that is drawn later.
     """
     from mismatch_probe.stages.token_explorer import explorer_section
     from mismatch_probe_reports import write_report
@@ -30,6 +33,8 @@ def write_reports(run: RunDirectory, result: dict[str, Any], redact: Redaction |
     if redact is not None:
         with run.edit_manifest() as manifest:
             manifest["redact"] = redact.value
+    if not draw:
+        return None
     kept = run.read_manifest().get("redact", Redaction.none.value)
     return write_report(result, run.path, explorer_section(run, kept))
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.engine
 def test_the_trainer_is_read_over_what_vllm_could_have_drawn(tmp_path):
     path = tmp_path / "run"
     finished = run_cli(
-        "audit", "--out", str(path), "--num-prompts", "12", "--set", "sampling.top_p=0.9", "--set", "sampling.top_k=20",
+        "audit", "--no-report", "--out", str(path), "--num-prompts", "12", "--set", "sampling.top_p=0.9", "--set", "sampling.top_k=20",
         "--set", 'legs=["rollout/decode", "train/forward", "train/repeat"]',
     )  # fmt: skip
     assert finished.status in (0, 1), finished.stderr

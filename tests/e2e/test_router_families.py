@@ -38,7 +38,7 @@ def test_gate_weights_of_a_scaled_sigmoid_router_compare(glm, tmp_path):
     prompts = resolve_model("tiny-qwen3-moe").path / "prompts.jsonl"
     legs = ["rollout/decode", "train/forward", "train/replay", "train/repeat"]
     finished = run_cli(
-        "audit", str(glm), "--out", str(tmp_path / "run"), "--prompts", str(prompts), "--num-prompts", "8", "--max-tokens", "48",
+        "audit", "--no-report", str(glm), "--out", str(tmp_path / "run"), "--prompts", str(prompts), "--num-prompts", "8", "--max-tokens", "48",
         "--set", f"legs={json.dumps(legs)}",
     )  # fmt: skip
     assert finished.status in (0, 1), finished.stderr

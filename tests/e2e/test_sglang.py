@@ -23,7 +23,7 @@ def test_the_environment_is_there():
 def test_sglang_against_transformers_with_its_own_routes(tmp_path):
     legs = ["rollout/decode", "rollout/prefill", "train/forward", "train/replay", "train/repeat"]
     finished = run_cli(
-        "audit", "--rollout", "sglang", *OPTION, "--num-prompts", "8", "--out", str(tmp_path / "run"),
+        "audit", "--no-report", "--rollout", "sglang", *OPTION, "--num-prompts", "8", "--out", str(tmp_path / "run"),
         "--set", f"legs={json.dumps(legs)}", "--set", "train.options.layer_replay=0",
     )  # fmt: skip
     assert finished.status in (0, 1), finished.stderr
@@ -42,7 +42,7 @@ def test_sglang_against_transformers_with_its_own_routes(tmp_path):
 
 def test_sglangs_server_samples_at_a_temperature(tmp_path):
     finished = run_cli(
-        "audit", "--rollout", "sglang-server", *OPTION, "--num-prompts", "4", "--set", "sampling.temperature=0.7",
+        "audit", "--no-report", "--rollout", "sglang-server", *OPTION, "--num-prompts", "4", "--set", "sampling.temperature=0.7",
         "--out", str(tmp_path / "run"), "--set", 'legs=["rollout/decode", "train/forward"]',
     )  # fmt: skip
     assert finished.status in (0, 1), finished.stderr

@@ -49,6 +49,13 @@ def test_page_and_picture_are_written_and_hostile_text_is_inert(tmp_path):
     assert "9.50x" in page
 
 
+def test_without_reports_the_page_leads_to_the_numbers(tmp_path):
+    plain = matrix()
+    plain["cells"] = [{**cell, "report": False} for cell in plain["cells"]]
+    page = write_matrix(plain, tmp_path).read_text()
+    assert "report.html" not in page and 'href="cells/a--b/result.json"' in page.replace("rollout/", "")
+
+
 def test_same_matrix_gives_the_same_bytes(tmp_path):
     first = write_matrix(matrix(), tmp_path).read_bytes()
     assert write_matrix(matrix(), tmp_path).read_bytes() == first

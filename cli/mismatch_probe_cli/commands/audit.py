@@ -52,6 +52,12 @@ def audit(
     force: ForceOption = False,
     output_format: FormatOption = Format.text,
     redact: RedactOption = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report/--no-report", help="Draw report.html and figures; the verb `report` draws them later."
+        ),
+    ] = True,
 ) -> None:
     """Audits an engine pair: samples with the rollout engine, scores the same ids with the trainer, measures and judges.
 
@@ -112,14 +118,20 @@ def audit(
     if settings.is_matrix:
         raise typer.Exit(
             audit_matrix(
-                run, settings, force=force, resume=resume, output_format=output_format, redact=redact
+                run,
+                settings,
+                force=force,
+                resume=resume,
+                output_format=output_format,
+                redact=redact,
+                report=report,
             )
         )
     with ProgressWatcher() as watcher:
         plan = make_plan(settings, watcher)
         with run.claim(force=force, resume=resume):
             result = audit_run(run, plan, watcher, command=command_line(), resume=resume)
-            files = write_reports(run, result, redact)
+            files = write_reports(run, result, redact, draw=report)
     show_result(result, run, files, output_format)
     raise typer.Exit(int(result["exit_code"]))
 

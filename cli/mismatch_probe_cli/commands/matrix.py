@@ -22,6 +22,7 @@ def audit_matrix(
     resume: bool,
     output_format: Format,
     redact: Redaction | None,
+    report: bool = True,
 ) -> int:
     """Audits a matrix, writes its views and prints it; returns the exit code."""
     from mismatch_probe.stages.matrix import plan_matrix, run_matrix
@@ -30,7 +31,7 @@ def audit_matrix(
     from mismatch_probe_reports.matrix import render_matrix_markdown, render_matrix_terminal, write_matrix
 
     def finish(cell: RunDirectory, result: dict[str, Any]) -> None:
-        write_reports(cell, result, redact)
+        write_reports(cell, result, redact, draw=report)
 
     with ProgressWatcher() as watcher:
         planned = plan_matrix(settings, watcher)
@@ -38,7 +39,8 @@ def audit_matrix(
             matrix = run_matrix(
                 run, settings, planned, watcher, command=command_line(), resume=resume, finish=finish
             )
-            page = write_matrix(matrix, run.path)
+            shown = {**matrix, "cells": [{**cell, "report": report} for cell in matrix["cells"]]}
+            page = write_matrix(shown, run.path)
     if output_format is Format.json:
         typer.echo(json.dumps(matrix, indent=1, ensure_ascii=False))
     elif output_format is Format.markdown:

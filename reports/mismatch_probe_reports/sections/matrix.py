@@ -125,8 +125,14 @@ def _pair(cell: Json) -> tuple[Cell, ...]:
         estimate_cell(cell.get("log_weight_std")),
         Cell("EXACT", tone="exact") if floor.value == 0.0 else estimate_cell(floor),
         Cell(", ".join(read_text(code) for code in read_list(cell.get("findings"))) or "none"),
-        Cell("report", link=f"{read_text(cell.get('run'))}/report.html"),
+        _details(cell),
     )
+
+
+def _details(cell: Json) -> Cell:
+    """The pair's report, or its numbers where none was drawn."""
+    what, file = ("report", "report.html") if cell.get("report", True) else ("result", "result.json")
+    return Cell(what, link=f"{read_text(cell.get('run'))}/{file}")
 
 
 def _over_rounding(cell: Json) -> Cell:
