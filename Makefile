@@ -22,7 +22,7 @@ audit: $(READY)  ## Audit vLLM against transformers on the embedded model, into 
 	@$(BIN)/mismatch-probe audit --out runs/embedded --force; status=$$?; test $$status -le 1 || exit $$status
 
 test: $(READY) $(PARITY) $(MEGATRON) $(SGLANG) check  ## Run all checks and tests
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## Formatting, lint, types, architecture
 	@$(BIN)/ruff format --check --quiet .

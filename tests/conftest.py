@@ -1,7 +1,7 @@
-"""How the suite is spread over worker processes (`pytest -n 2 --dist loadgroup --no-loadscope-reorder`).
+"""How the suite is spread over worker processes (`pytest -n 2 --dist loadfile --no-loadscope-reorder`).
 
-Tests of one file stay together, since they share fixtures. All files that use the one shared real audit are one group, so
-that it is made once. Real engines come first: they are what takes the time, and the small tests then fill the other worker.
+Tests of one file stay together, since they share fixtures; the one real audit that several files share is made once in each
+process. Real engines come first: they are what takes the time, and the small tests then fill the other worker.
 """
 
 import os
@@ -15,10 +15,7 @@ import pytest
 _SHARED_AUDIT = "embedded"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the tests of real engines first and names each test's group."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of real engines first, and among them those that share the audit."""
     shared = {item.path for item in items if _SHARED_AUDIT in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path not in shared, item.path.parent.name != "e2e"))
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_SHARED_AUDIT if item.path in shared else str(item.path)))
+    items.sort(key=lambda item: (item.path.parent.name != "e2e", item.path not in shared))
