@@ -13,16 +13,19 @@ MEGATRON := $(VENV)/.ready-megatron
 SGLANG_VENV := .venv-sglang
 SGLANG := $(SGLANG_VENV)/.ready
 
-.PHONY: help audit test check docs format install sglang clean
+.PHONY: help audit test test-slow check docs format install sglang clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 audit: $(READY)  ## Audit vLLM against transformers on the embedded model, into runs/embedded
 	@$(BIN)/mismatch-probe audit --out runs/embedded --force; status=$$?; test $$status -le 1 || exit $$status
 
 test: $(READY) $(PARITY) $(MEGATRON) $(SGLANG) check  ## Run all checks and tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-slow: $(READY) $(PARITY) $(MEGATRON) $(SGLANG)  ## The tests that take minutes each: more engines, matrices, knobs
+	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 check: $(READY)  ## Formatting, lint, types, architecture
 	@$(BIN)/ruff format --check --quiet .

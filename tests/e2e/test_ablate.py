@@ -5,6 +5,8 @@ import json
 import pytest
 from running import run_cli
 
+pytestmark = pytest.mark.slow
+
 KNOBS = ("refit", "rollout-float32", "train-float32", "train-batch-32", "train-bfloat16")
 
 

@@ -95,7 +95,7 @@ def test_a_dense_model_survives_a_reload_bit_for_bit(dense_model, tmp_path):
     prompts.write_text("".join(f"{i}+{i + 3}=\n" for i in range(4)))
     legs = '["rollout/decode", "rollout/refit", "train/forward"]'
     finished = run_cli(
-        "audit", str(dense_model), "--prompts", str(prompts), "--out", str(out), "--max-tokens", "40",
+        "audit", "--no-report", str(dense_model), "--prompts", str(prompts), "--out", str(out), "--max-tokens", "40",
         "--set", f"legs={legs}",
     )  # fmt: skip
     assert finished.status in (0, 1, 3), finished.stderr

@@ -50,6 +50,7 @@ def audited(path, watcher, *settings):
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_killing_an_actor_changes_nothing_in_the_result(tmp_path, monkeypatch):
     # A CPU may add in another order with another number of threads: the same here and there.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -9,7 +9,7 @@ from running import run_cli
 
 from mismatch_probe.assets.catalog import resolve_model
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 CONFIG = """
 legs = ["rollout/decode", "train/forward", "train/repeat"]

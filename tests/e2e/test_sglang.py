@@ -40,6 +40,7 @@ def test_sglang_against_transformers_with_its_own_routes(tmp_path):
     assert result["routing"]["replay"]["self_replay"]["exact"] is True
 
 
+@pytest.mark.slow
 def test_sglangs_server_samples_at_a_temperature(tmp_path):
     finished = run_cli(
         "audit", "--no-report", "--rollout", "sglang-server", *OPTION, "--num-prompts", "4", "--set", "sampling.temperature=0.7",

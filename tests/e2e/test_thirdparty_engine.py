@@ -50,7 +50,7 @@ def test_an_audit_samples_with_it(installed, tmp_path, dense_model):
     out, prompts = tmp_path / "run", tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{n}+{n + 1}="}) + "\n" for n in range(8)))
     finished = run_cli(
-        "audit", str(dense_model), "--rollout", "recompute", "--prompts", str(prompts), "--samples", "2", "--max-tokens", "24",
+        "audit", "--no-report", str(dense_model), "--rollout", "recompute", "--prompts", str(prompts), "--samples", "2", "--max-tokens", "24",
         "--out", str(out), "--set", "rollout.dtype=float32",
         "--set", "train.dtype=float32",
         "--set", 'legs=["rollout/decode", "rollout/forced", "train/forward", "train/repeat"]', PYTHONPATH=installed,
