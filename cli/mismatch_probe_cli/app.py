@@ -19,6 +19,7 @@ from mismatch_probe_cli.commands import (
     ablate,
     audit,
     catalogues,
+    check,
     doctor,
     export,
     import_,
@@ -64,6 +65,7 @@ app.command("tune")(tune.tune)
 app.command("ablate")(ablate.ablate)
 app.command("locate")(locate.locate)
 app.command("report")(stages.report)
+app.command("check")(check.check)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("doctor")(doctor.doctor)

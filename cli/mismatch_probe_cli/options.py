@@ -19,6 +19,15 @@ class Format(StrEnum):
     markdown = "markdown"
 
 
+class ResultFormat(StrEnum):
+    """How a result that has a verdict is printed."""
+
+    text = "text"
+    json = "json"
+    markdown = "markdown"
+    github = "github"
+
+
 class Redaction(StrEnum):
     """What the token explorer of a report keeps to itself."""
 
@@ -54,6 +63,14 @@ ShardOption = Annotated[
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the result.")]
+ResultFormatOption = Annotated[
+    ResultFormat,
+    typer.Option(
+        "--format",
+        "-f",
+        help="How to print the result; github: annotations of a workflow, and Markdown into its job summary.",
+    ),
+]
 RedactOption = Annotated[
     Redaction | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mismatch_probe_cli.console import clean, stderr, stdout
-from mismatch_probe_cli.options import Format, Redaction
+from mismatch_probe_cli.options import Format, Redaction, ResultFormat
 
 if TYPE_CHECKING:
     from mismatch_probe.trace.run_directory import RunDirectory
@@ -40,15 +40,21 @@ def write_reports(
 
 
 def show_result(
-    result: dict[str, Any], run: RunDirectory, files: ReportFiles | None, output_format: Format
+    result: dict[str, Any], run: RunDirectory, files: ReportFiles | None, output_format: ResultFormat
 ) -> None:
     """Prints a result to stdout and says on stderr where the report is."""
-    if output_format is Format.json:
+    if output_format is ResultFormat.json:
         typer.echo(json.dumps(result, indent=1, ensure_ascii=False))
-    elif output_format is Format.markdown:
+    elif output_format is ResultFormat.markdown:
         from mismatch_probe_reports import render_markdown
 
         typer.echo(render_markdown(result))
+    elif output_format is ResultFormat.github:
+        from mismatch_probe_reports import render_markdown
+        from mismatch_probe_reports.github import result_annotations, write_job_summary
+
+        typer.echo("\n".join(result_annotations(result)))
+        write_job_summary(render_markdown(result))
     else:
         from mismatch_probe_reports import render_terminal
 
@@ -88,9 +94,9 @@ def show_part(
     _say_where(run, files, output_format)
 
 
-def _say_where(run: RunDirectory, files: ReportFiles | None, output_format: Format) -> None:
+def _say_where(run: RunDirectory, files: ReportFiles | None, output_format: Format | ResultFormat) -> None:
     if files is not None:
         for reason in files.skipped:
             stderr().print(f"[dim]{clean(str(reason))}[/]", soft_wrap=True)
-        console = stdout() if output_format is Format.text else stderr()
+        console = stdout() if output_format == "text" else stderr()
         console.print(f"report: {clean(str(run.report_path))}", soft_wrap=True)

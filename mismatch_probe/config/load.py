@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from mismatch_probe.config.bars import load_bars
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.errors import ConfigError
 
@@ -37,7 +38,7 @@ def load_config(
     """
     values: dict[str, Any] = json.loads(json.dumps(base or {}))
     if path is not None:
-        _merge(values, _read_toml(path))
+        _merge(values, read_toml(path))
     for key, value in (overrides or {}).items():
         if value is not None:
             _assign(values, key, value)
@@ -79,7 +80,24 @@ def known_keys(model: type[BaseModel] = ProbeConfig, prefix: str = "") -> list[s
     return keys
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_bars(path: Path) -> dict[str, Any]:
+    """Bars of a TOML file by key: a copy of bars.toml, or a config file with a [bars] table.
+
+    Raises:
+        ConfigError: The file cannot be read or names an unknown bar.
+    """
+    content = read_toml(path)
+    named = content["bars"] if isinstance(content.get("bars"), dict) else content
+    load_bars(named)
+    return dict(named)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a mapping.
+
+    Raises:
+        ConfigError: It cannot be read, is too large, or is not TOML.
+    """
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ConfigError(
@@ -87,9 +105,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             )
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"config file {path} does not exist", hint="check the path after --config"
-        ) from error
+        raise ConfigError(f"config file {path} does not exist", hint="check the path") from error
     except IsADirectoryError as error:
         raise ConfigError(
             f"{path} is a folder, not a config file", hint="give the TOML file itself"

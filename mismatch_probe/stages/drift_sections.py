@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mismatch_probe.outcomes import NOT_INVALIDATING
 from mismatch_probe.result import to_json
 from mismatch_probe.stats.naming import framework_metrics
 from mismatch_probe.stats.sequence_summary import SequenceSummary, summarise_sequences
@@ -15,7 +16,6 @@ from mismatch_probe.stats.tails import quantiles
 from mismatch_probe.stats.token_summary import summarise_tokens
 from mismatch_probe.stats.validity import usable_tokens, validity_checks
 from mismatch_probe.trace.trace import Rollout, Trace
-from mismatch_probe.verdict import NOT_INVALIDATING
 
 # Levels of the distribution function that a report draws: even, with both tails resolved.
 _ECDF_LEVELS = tuple(

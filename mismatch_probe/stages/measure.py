@@ -83,7 +83,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         exit_code=verdict.exit_code,
         verdict_sentence=verdict.sentence,
         findings=to_json(verdict.findings),
-        bars=bars.model_dump(),
+        bars=bars.model_dump(exclude_none=True),
     )
     result["recommendation"] = to_json(recommend(result))
     write_json(run.result_path, result)

@@ -21,11 +21,7 @@ def render_markdown(result: Json) -> str:
         result: result.json as a mapping.
     """
     report = build_report(result)
-    mark = MARKS.get(report.tone, "")
-    blocks = [
-        f"## {mark} Mismatch Probe: {_text(report.verdict)}".replace("  ", " "),
-        f"**{_text(report.sentence)}**",
-    ]
+    blocks = [verdict_heading(report.verdict, report.tone, report.sentence)]
     blocks += [_text(report.subject), *_findings(report)]
     blocks += _section(report.section("legs"), ("steps",))
     blocks += _key_numbers(report)
@@ -36,6 +32,12 @@ def render_markdown(result: Json) -> str:
     blocks += _section(report.section("recommendation"), ("actions", "settings"))
     blocks.append(f"<sub>{_text(report.command)}, mismatch-probe {_text(report.tool_version)}</sub>")
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def verdict_heading(verdict: str, tone: str, sentence: str) -> str:
+    """Return the heading that says the verdict, and the sentence below it."""
+    heading = f"## {MARKS.get(tone, '')} Mismatch Probe: {_text(verdict)}".replace("  ", " ")
+    return f"{heading}\n\n**{_text(sentence)}**"
 
 
 def render_markdown_parts(result: Json, parts: Sequence[str]) -> str:

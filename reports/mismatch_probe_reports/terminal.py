@@ -70,10 +70,7 @@ def print_section(section: Section, console: Console) -> None:
 def _summary(report: Report, width: int) -> list[RenderableType]:
     from rich.text import Text
 
-    style = STYLES.get(report.tone, "")
-    verdict = Text.assemble(
-        (f" {report.verdict} ", f"bold reverse {style}".strip()), "  ", (report.sentence, "bold")
-    )
+    verdict = verdict_line(report.verdict, report.tone, report.sentence)
     items: list[RenderableType] = [verdict, Text(report.subject, "dim"), Text("")]
     items += _findings(report, width)
     items += _section(report.section("legs"), width)
@@ -82,6 +79,14 @@ def _summary(report: Report, width: int) -> list[RenderableType]:
     for name in ("routing", "causes", "validity"):
         items += _line(report.section(name))
     return items + _recommendation(report.section("recommendation"))
+
+
+def verdict_line(verdict: str, tone: str, sentence: str) -> Text:
+    """The verdict in its colour, and the sentence."""
+    from rich.text import Text
+
+    style = STYLES.get(tone, "")
+    return Text.assemble((f" {verdict} ", f"bold reverse {style}".strip()), "  ", (sentence, "bold"))
 
 
 def _findings(report: Report, width: int) -> list[RenderableType]:

@@ -27,6 +27,7 @@ VERBS = [
     "simulate",
     "tune",
     "report",
+    "check",
     "export",
     "doctor",
     "explain",

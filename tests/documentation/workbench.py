@@ -148,6 +148,7 @@ class Workbench:
             "".join(json.dumps({"prompt_id": f"p{i}", "prompt": f"{i}+1="}) + "\n" for i in range(256))
         )
         (place / "probe.toml").write_text(_probe_toml())
+        (place / "bars.toml").write_text(_toml("check.md", "k3_max"))
         (place / "logs").mkdir()
         shutil.copy(_GOLDEN / "nemo-rl" / "train_data_step5.jsonl", place / "logs")
         shutil.copy(self._slime, place / "rollout_0.pt")
@@ -307,9 +308,15 @@ def _load_toml(text: str, place: Path) -> None:
 
 def _probe_toml() -> str:
     """The probe.toml that docs/distributed.md prints."""
-    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
-    (text,) = (block for _, block in blocks(page) if kind_of(block) == "toml" and "[train]" in block)
+    text = _toml("distributed.md", "[train]")
     for there, here in PUT_IN.items():
         text = text.replace(there, here)
     # The page prints it for Ray; the jobs of a queue next to it go without.
     return text.partition("[ray]")[0]
+
+
+def _toml(page: str, word: str) -> str:
+    """The TOML with a certain word that a page prints."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (found,) = (block for _, block in blocks(text) if kind_of(block) == "toml" and word in block)
+    return found

@@ -10,10 +10,10 @@ import typer
 from mismatch_probe_cli.options import (
     ConfigOption,
     ForceOption,
-    Format,
-    FormatOption,
     RayOption,
     RedactOption,
+    ResultFormat,
+    ResultFormatOption,
     SetOption,
     command_line,
 )
@@ -50,7 +50,7 @@ def audit(
     shard: Annotated[str | None, typer.Option("--shard", hidden=True)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: ForceOption = False,
-    output_format: FormatOption = Format.text,
+    output_format: ResultFormatOption = ResultFormat.text,
     redact: RedactOption = None,
     report: Annotated[
         bool,

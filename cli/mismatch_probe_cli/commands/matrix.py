@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mismatch_probe_cli.options import Format, Redaction, command_line
+from mismatch_probe_cli.options import Redaction, ResultFormat, command_line
 
 if TYPE_CHECKING:
     from mismatch_probe.config.model import ProbeConfig
@@ -20,7 +20,7 @@ def audit_matrix(
     *,
     force: bool,
     resume: bool,
-    output_format: Format,
+    output_format: ResultFormat,
     redact: Redaction | None,
     report: bool = True,
 ) -> int:
@@ -41,10 +41,15 @@ def audit_matrix(
             )
             shown = {**matrix, "cells": [{**cell, "report": report} for cell in matrix["cells"]]}
             page = write_matrix(shown, run.path)
-    if output_format is Format.json:
+    if output_format is ResultFormat.json:
         typer.echo(json.dumps(matrix, indent=1, ensure_ascii=False))
-    elif output_format is Format.markdown:
+    elif output_format is ResultFormat.markdown:
         typer.echo(render_matrix_markdown(matrix))
+    elif output_format is ResultFormat.github:
+        from mismatch_probe_reports.github import matrix_annotations, write_job_summary
+
+        typer.echo("\n".join(matrix_annotations(matrix)))
+        write_job_summary(render_matrix_markdown(matrix))
     else:
         render_matrix_terminal(matrix, stdout())
         stdout().print(f"report: {clean(str(page))}", soft_wrap=True)

@@ -10,10 +10,10 @@ import typer
 from mismatch_probe_cli.options import (
     ConfigOption,
     ForceOption,
-    Format,
-    FormatOption,
     RayOption,
     RedactOption,
+    ResultFormat,
+    ResultFormatOption,
     RunArgument,
     SetOption,
     ShardOption,
@@ -154,7 +154,7 @@ def measure(
         ),
     ] = False,
     ray: RayOption = None,
-    output_format: FormatOption = Format.text,
+    output_format: ResultFormatOption = ResultFormat.text,
 ) -> None:
     """Measures a scored run again and writes result.json; ends with the verdict's status.
 
@@ -187,7 +187,7 @@ def measure(
     raise typer.Exit(int(result["exit_code"]))
 
 
-def _measure_by_part(run: RunDirectory, settings: ProbeConfig, output_format: Format) -> None:
+def _measure_by_part(run: RunDirectory, settings: ProbeConfig, output_format: ResultFormat) -> None:
     import json
 
     from mismatch_probe.stages.executor import open_spread
@@ -195,7 +195,7 @@ def _measure_by_part(run: RunDirectory, settings: ProbeConfig, output_format: Fo
 
     with run.claim(resume=True), open_spread(settings) as spread:
         drift = measure_parts(run, spread, max(settings.ray.workers, 1))
-    if output_format is Format.json:
+    if output_format is ResultFormat.json:
         typer.echo(json.dumps(drift, indent=1))
         return
     token, sequence = drift["token"], drift["sequence"]
@@ -216,7 +216,7 @@ def _estimate(estimate: dict[str, float | str | None]) -> str:
 
 
 def report(
-    run_path: RunArgument, output_format: FormatOption = Format.text, redact: RedactOption = None
+    run_path: RunArgument, output_format: ResultFormatOption = ResultFormat.text, redact: RedactOption = None
 ) -> None:
     """Writes report.html and the figures of a measured run again, and prints the result.
 
