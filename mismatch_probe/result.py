@@ -14,6 +14,8 @@ from mismatch_probe.errors import RunDirectoryError
 from mismatch_probe.trace.parts import read_json
 
 RESULT_SCHEMA_VERSION = 1
+SCHEMA_PATH = Path(__file__).with_name("result.schema.json")
+"""The JSON Schema of result.json; `python -m tools.document_result_schema` writes it from the code."""
 
 
 def to_json(value: Any) -> Any:
@@ -67,3 +69,25 @@ def read_result(path: Path) -> dict[str, Any]:
             hint=f"run: mismatch-probe measure {path.parent}",
         )
     return dict(result)
+
+
+def check_schema(result: Mapping[str, Any], path: Path) -> None:
+    """Holds a result against the published schema, for one that may come from elsewhere.
+
+    Args:
+        result: What `read_result` returned.
+        path: Where it was read from, for the message.
+
+    Raises:
+        RunDirectoryError: It does not follow the schema; the message says where.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    schema = read_json(SCHEMA_PATH)
+    error = best_match(Draft202012Validator(schema).iter_errors(result))
+    if error is not None:
+        raise RunDirectoryError(
+            f"{path} does not follow the schema of results: {error.json_path}: {error.message[:300]}",
+            hint=f"run: mismatch-probe measure {path.parent}",
+        )

@@ -78,6 +78,13 @@ def test_a_run_that_is_not_there_is_status_2(tmp_path):
     assert done.status == 2 and "does not exist" in done.stderr
 
 
+def test_a_result_that_is_none_is_status_2(run, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({**json.loads((run / "result.json").read_text()), "token": {"k3": 1}}))
+    done = run_cli("check", str(path))
+    assert done.status == 2 and "does not follow the schema" in done.stderr and "$.token" in done.stderr
+
+
 def test_nothing_of_the_run_is_changed(run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     run_cli("check", str(run), "--strict")

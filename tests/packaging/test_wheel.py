@@ -49,6 +49,7 @@ def test_top_level_names(names):
         "mismatch_probe/assets/tiny_qwen3_moe/prompts.jsonl",
         "mismatch_probe/assets/geometries/qwen3-30b-a3b.json",
         "mismatch_probe/config/bars.toml",
+        "mismatch_probe/result.schema.json",
         "mismatch_probe/py.typed",
         "mismatch_probe_reports/templates/report.html.j2",
         "mismatch_probe_reports/assets/style.css",

@@ -44,7 +44,7 @@ def check(
     from mismatch_probe.config.load import load_config, read_bars
     from mismatch_probe.errors import ConfigError
     from mismatch_probe.gate import hold_gate
-    from mismatch_probe.result import read_result
+    from mismatch_probe.result import check_schema, read_result
     from mismatch_probe_cli.console import clean, stderr, stdout
     from mismatch_probe_reports.gate import gate_json, render_gate_markdown, render_gate_terminal
     from mismatch_probe_reports.github import gate_annotations, write_job_summary
@@ -54,6 +54,7 @@ def check(
     if not run_path.exists():
         raise ConfigError(f"{run_path} does not exist", hint="give a run directory or a result.json")
     result = read_result(result_path)
+    check_schema(result, result_path)
     named = {} if bars_path is None else read_bars(bars_path)
     for assignment in assignments or ():
         if not assignment.strip().startswith("bars."):
