@@ -20,6 +20,7 @@ from mismatch_probe_cli.commands import (
     audit,
     catalogues,
     check,
+    diff,
     doctor,
     export,
     import_,
@@ -66,6 +67,7 @@ app.command("ablate")(ablate.ablate)
 app.command("locate")(locate.locate)
 app.command("report")(stages.report)
 app.command("check")(check.check)
+app.command("diff")(diff.diff)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("doctor")(doctor.doctor)

@@ -12,14 +12,13 @@ from mismatch_probe.routing.agreement import FloatArray
 from mismatch_probe.routing.expert_load import load_of
 from mismatch_probe.routing.flips import predicting_positions
 from mismatch_probe.stages.replay_section import replay_section
-from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.estimate import Estimate, without_wide_interval
 from mismatch_probe.stats.intervals import POSITIVE_MEAN, Statistic, interval_from_table
 from mismatch_probe.trace.trace import Trace
 
 _UNORDERED = "the rollout engine does not list its experts in order of gate weight"
 _NO_GATES = "gate weights were not recorded on both sides"
 _NO_MARGINS = "the training side recorded no router scores"
-_WIDEST_FACTOR = 1000.0
 _NO_FLIP = "no decision of this layer flipped"
 
 
@@ -187,21 +186,12 @@ def _drift_rows(table: FloatArray) -> list[tuple[int, dict[str, Any]]]:
                     place,
                     {
                         "n": count,
-                        "mean_abs_log_ratio": _of_few(_mean(absolute, n, count)),
-                        "k3": _of_few(_mean(k3, n, count)),
+                        "mean_abs_log_ratio": without_wide_interval(_mean(absolute, n, count)),
+                        "k3": without_wide_interval(_mean(k3, n, count)),
                     },
                 )
             )
     return rows
-
-
-def _of_few(estimate: Estimate) -> Estimate:
-    """Without an interval where it spans more than a factor of 1000: a few tokens carry the mean."""
-    low, high = estimate.ci_low, estimate.ci_high
-    if low is None or high is None or high <= _WIDEST_FACTOR * low:
-        return estimate
-    reason = "a few tokens carry the mean: more sequences are needed for an interval"
-    return Estimate(estimate.value, None, None, estimate.n, reason)
 
 
 def _flipped_tokens(routing: RoutingAccumulator) -> dict[str, Estimate]:

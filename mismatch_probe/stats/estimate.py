@@ -22,3 +22,17 @@ class Estimate:
     ci_high: float | None
     n: int
     reason: str | None = None
+
+
+def without_wide_interval(estimate: Estimate, widest: float = 1000.0) -> Estimate:
+    """A positive estimate without its interval where that spans more than a factor: a few tokens carry it.
+
+    Args:
+        estimate: Of a number above 0.
+        widest: The largest factor between the ends that still says something.
+    """
+    low, high = estimate.ci_low, estimate.ci_high
+    if low is None or high is None or high <= widest * low:
+        return estimate
+    reason = "a few tokens carry the mean: more sequences are needed for an interval"
+    return Estimate(estimate.value, None, None, estimate.n, reason)

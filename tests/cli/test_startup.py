@@ -28,6 +28,7 @@ VERBS = [
     "tune",
     "report",
     "check",
+    "diff",
     "export",
     "doctor",
     "explain",
