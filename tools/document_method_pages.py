@@ -22,7 +22,8 @@ from mismatch_probe.simulate.curve import weight_curve
 from mismatch_probe.simulate.response import WeightCurve
 from mismatch_probe.simulate.sums import Ground
 from mismatch_probe.weights import FRAMEWORKS, MethodDescription, describe_methods, get_method
-from tools.document_methods import defaults, table, values
+from mismatch_probe.weights.describe import defaults_in_words, in_words
+from tools.document_methods import table
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"
 TOKENS = 100
@@ -57,7 +58,7 @@ def ground() -> Ground:
 
 def page(row: MethodDescription, curve: WeightCurve | None) -> str:
     """One method's page, Markdown."""
-    fitted = defaults(row)
+    fitted = defaults_in_words(row)
     parts = [
         f"# {row.label} (`{row.name}`)",
         prose(row.summary),
@@ -85,7 +86,7 @@ def page(row: MethodDescription, curve: WeightCurve | None) -> str:
         sections.append("## Variants\n\n" + "\n".join(table(("give it", "and it is"), rows)))
     if row.frameworks:
         coded = (
-            (FRAMEWORKS[name], values(parameters) or "the defaults")
+            (FRAMEWORKS[name], in_words(parameters) or "the defaults")
             for name, parameters in sorted(row.frameworks.items())
         )
         sections.append("## As coded\n\n" + "\n".join(table(("framework", "hyperparameters"), coded)))

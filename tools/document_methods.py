@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from mismatch_probe.weights import FRAMEWORKS, MethodDescription, describe_methods
+from mismatch_probe.weights import FRAMEWORKS, describe_methods
+from mismatch_probe.weights.describe import defaults_in_words, in_words
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 
@@ -59,8 +60,6 @@ MISSING = """\
 - Score centering and top-k divergences, which need more of the logits than the sampled token's.
 """
 
-_SHARED: dict[str, float | None] = {"eps_low": 0.2, "eps_high": 0.2, "dual_c": None, "clamp": None}
-
 
 def page() -> str:
     """The whole page, Markdown."""
@@ -78,7 +77,7 @@ def page() -> str:
                         r.formula,
                         r.reads,
                         r.level,
-                        defaults(r),
+                        defaults_in_words(r),
                         r.source,
                     )
                     for r in rows
@@ -104,7 +103,7 @@ def page() -> str:
             *table(
                 ("framework", "name", "hyperparameters"),
                 (
-                    (framework, f"`{row.name}`", values(row.frameworks[framework]) or "the defaults")
+                    (framework, f"`{row.name}`", in_words(row.frameworks[framework]) or "the defaults")
                     for framework in FRAMEWORKS
                     for row in rows
                     if framework in row.frameworks
@@ -115,24 +114,6 @@ def page() -> str:
             "",
         ]
     )
-
-
-def defaults(row: MethodDescription) -> str:
-    """The numbers among its hyperparameters; words are variants."""
-    words = {variant.parameter for variant in row.variants}
-    shared = _SHARED if "dual_c" in row.parameters else {"clamp": None}
-    return values(
-        {
-            key: value
-            for key, value in row.parameters.items()
-            if key not in words and not (key in shared and shared[key] == value)
-        }
-    )
-
-
-def values(parameters: dict[str, float | str | None]) -> str:
-    """Hyperparameters in one line."""
-    return ", ".join(f"{key} {'none' if value is None else value}" for key, value in parameters.items())
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:

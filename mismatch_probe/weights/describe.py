@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mismatch_probe.weights.presets import FRAMEWORKS, framework_parameters
 from mismatch_probe.weights.registry import methods
+
+# Methods with PPO's clip under them share these; a column of defaults names only what differs from this.
+_SHARED: dict[str, float | None] = {"eps_low": 0.2, "eps_high": 0.2, "dual_c": None, "clamp": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,34 @@ def describe_methods() -> list[MethodDescription]:
             )
         )
     return rows
+
+
+def defaults_in_words(row: MethodDescription) -> str:
+    """The numbers among a method's hyperparameters in one line, without those that all clips share; words are variants."""
+    words = {variant.parameter for variant in row.variants}
+    shared = _SHARED if "dual_c" in row.parameters else {"clamp": None}
+    return in_words(
+        {
+            key: value
+            for key, value in row.parameters.items()
+            if key not in words and not (key in shared and shared[key] == value)
+        }
+    )
+
+
+def coded_in_words(row: MethodDescription) -> dict[str, str]:
+    """What each framework's code changes of a method's defaults, in one line; empty where it changes nothing."""
+    return {
+        framework: in_words(
+            {key: value for key, value in coded.items() if value != row.parameters.get(key)},
+        )
+        for framework, coded in row.frameworks.items()
+    }
+
+
+def in_words(parameters: Mapping[str, float | str | None]) -> str:
+    """Hyperparameters in one line."""
+    return ", ".join(f"{key} {'none' if value is None else value}" for key, value in parameters.items())
 
 
 def _variants(default: Any) -> tuple[Variant, ...]:
