@@ -5,27 +5,27 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from mismatch_probe.errors import ConfigError
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import Format, FormatOption
-
-if TYPE_CHECKING:
-    from mismatch_probe.engines.protocol import EngineCapabilities
-    from mismatch_probe.scorers.protocol import ScorerCapabilities
 
 
 def explain(
     code: Annotated[
         str,
         typer.Argument(
-            help="A finding's code (MP201) or a cause (stale-weights, MP640); `all` and `causes` list them."
+            metavar="[CODE]",
+            help="A finding's code (MP201) or a cause (stale-weights, MP640); `all` and `causes` list them.",
+            autocompletion=completion.codes,
         ),
-    ],
+    ] = "all",
     output_format: FormatOption = Format.text,
 ) -> None:
-    """Says what a finding or a cause means, what shows it and what to do.
+    """Says what a finding or a cause means, what shows it and what to do; without a code, lists all.
 
     **Examples**
 
@@ -34,27 +34,38 @@ def explain(
     `mismatch-probe explain stale-weights --format markdown`
 
     `mismatch-probe explain causes`
+
+    `mismatch-probe explain`
     """
-    from mismatch_probe.causes.catalogue import CAUSES
     from mismatch_probe.findings import CATALOGUE
 
     if code.lower() in ("all", "causes"):
-        titles = {} if code.lower() == "causes" else {name: entry.title for name, entry in CATALOGUE.items()}
-        titles |= {cause.code: f"{cause.id}: {cause.title}" for cause in CAUSES.values()}
-        _show_titles(titles, output_format)
+        _show_titles(output_format, findings=code.lower() == "all")
     elif code.upper() in CATALOGUE:
         _show_finding(code.upper(), output_format)
     else:
         _show_cause(code, output_format)
 
 
-def _show_titles(titles: dict[str, str], output_format: Format) -> None:
-    if output_format is Format.json:
-        typer.echo(json.dumps(titles, indent=1))
-        return
-    start = "- " if output_format is Format.markdown else ""
-    for name, title in titles.items():
-        typer.echo(f"{start}{name}  {title}")
+def _show_titles(output_format: Format, *, findings: bool) -> None:
+    from mismatch_probe.causes.catalogue import CAUSES
+    from mismatch_probe.findings import CATALOGUE
+    from mismatch_probe_cli import listing
+
+    titles = {name: entry.title for name, entry in CATALOGUE.items()} if findings else {}
+    titles |= {cause.code: f"{cause.id}: {cause.title}" for cause in CAUSES.values()}
+    groups = [
+        (
+            f"{hundred}xx {heading}",
+            {code: titles[code] for code in sorted(titles) if code.startswith(hundred)},
+        )
+        for hundred, heading in listing.HUNDREDS.items()
+    ]
+    section = listing.titles_section(
+        "Findings and causes" if findings else "Causes", [group for group in groups if group[1]]
+    )
+    lines = [f"{code}  {titles[code]}" for code in sorted(titles)]
+    listing.show(section, lines, {code: titles[code] for code in sorted(titles)}, output_format)
 
 
 def _show_finding(name: str, output_format: Format) -> None:
@@ -70,7 +81,6 @@ def _show_finding(name: str, output_format: Format) -> None:
 
 def _show_cause(name: str, output_format: Format) -> None:
     from mismatch_probe.causes.catalogue import CAUSES, cause_markdown, cause_page, find_cause
-    from mismatch_probe.errors import ConfigError
     from mismatch_probe.findings import CATALOGUE
 
     try:
@@ -88,50 +98,102 @@ def _show_cause(name: str, output_format: Format) -> None:
         typer.echo(cause_markdown(cause) if output_format is Format.markdown else cause_page(cause))
 
 
-def methods() -> None:
-    """Lists the corrections that can be simulated.
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Say all about one correction.", autocompletion=completion.methods
+        ),
+    ] = None,
+    framework: Annotated[
+        str | None,
+        typer.Option(
+            "--framework",
+            metavar="NAME",
+            help="Only what a framework's own code has (verl, trl, slime, ...).",
+            autocompletion=completion.frameworks,
+        ),
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Lists the corrections that can be simulated: what each reads, its defaults, and how frameworks code it.
+
+    Into a pipe it prints one line a correction.
 
     **Examples**
 
     `mismatch-probe methods`
 
+    `mismatch-probe methods vespo`
+
+    `mismatch-probe methods --framework verl --format markdown`
+
     `mismatch-probe methods | grep -i sequence`
     """
-    from mismatch_probe.weights import available_methods, get_method
+    from mismatch_probe.weights import describe_methods, framework_methods, get_method
+    from mismatch_probe_cli import listing
+    from mismatch_probe_cli import method_tables as tables
 
-    for name in available_methods():
-        method = get_method(name)
-        summary = (type(method).__doc__ or "").strip().splitlines()
-        typer.echo(f"{name:<14} {method.level:<9} {summary[0] if summary else ''}")
+    rows = describe_methods()
+    if framework is not None:
+        kept = framework_methods(framework)
+        rows = [row for row in rows if row.name in kept]
+    if name is None:
+        content = [asdict(row) for row in rows]
+        section, lines = (
+            tables.methods_section(rows, framework, listing.room(output_format)),
+            tables.method_lines(rows, framework),
+        )
+        listing.show(section, lines, content, output_format)
+        return
+    get_method(name)
+    row = next((row for row in rows if row.name == name), None)
+    if row is None:
+        raise ConfigError(
+            f"{framework} has no {name!r}", hint=f"it has {', '.join(row.name for row in rows)}"
+        )
+    listing.show(tables.method_section(row), [row.details], asdict(row), output_format)
 
 
-def engines() -> None:
-    """Lists rollout engines and training-side scorers and what each can give here.
+def engines(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Say what one engine or scorer can give, and why not the rest.",
+            autocompletion=completion.sides,
+        ),
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Lists rollout engines and training-side scorers, whether they are here, and what each can give.
+
+    Into a pipe it prints one line an engine, or one line a capability where NAME is given.
 
     **Examples**
 
     `mismatch-probe engines`
 
+    `mismatch-probe engines vllm`
+
+    `mismatch-probe engines --format json`
+
     `mismatch-probe engines | grep vllm`
     """
-    from mismatch_probe.engines.registry import engines as rollout_engines
-    from mismatch_probe.preflight.capabilities import ENGINE_CAPABILITIES, SCORER_CAPABILITIES
-    from mismatch_probe.scorers.registry import scorers
+    from mismatch_probe_cli import engine_tables as tables
+    from mismatch_probe_cli import listing
 
-    for engine in rollout_engines:
-        able = engine.item.capabilities()
-        _show_entry("rollout", engine.name, engine.summary, able, ENGINE_CAPABILITIES)
-    for scorer in scorers:
-        _show_entry("train", scorer.name, scorer.summary, scorer.item.capabilities(), SCORER_CAPABILITIES)
-
-
-def _show_entry(
-    side: str,
-    name: str,
-    summary: str,
-    able: EngineCapabilities | ScorerCapabilities,
-    capabilities: tuple[str, ...],
-) -> None:
-    given = [capability for capability in capabilities if getattr(able, capability)]
-    reason = next(iter(able.reason.values()), "")
-    typer.echo(f"{side:<8} {name:<16} {summary}: {', '.join(given) or reason}")
+    entries = tables.side_entries()
+    if name is None:
+        section = tables.engines_section(entries, listing.room(output_format))
+        lines = tables.engine_lines(entries)
+    else:
+        known = dict.fromkeys(entry.name for entry in entries)
+        entries = [entry for entry in entries if entry.name == name]
+        if not entries:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown engine or scorer {name!r}", hint=hint)
+        section, lines = tables.engine_section(name, entries), tables.engine_detail_lines(entries)
+    content = [asdict(entry) | {"available": entry.available, "mend": entry.mend} for entry in entries]
+    listing.show(section, lines, content, output_format)
