@@ -105,7 +105,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path).select(schema.names).cast(schema)
+        # ParquetFile reads the one file; read_table would import pyarrow's datasets, and with them pandas, which takes a second.
+        with pq.ParquetFile(path) as part:
+            return part.read().select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise RunDirectoryError(
             f"{path} is damaged or of another version: {error}", hint="record or score it again"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from mismatch_probe_reports.figures import prepare_figures
-from mismatch_probe_reports.figures.canvas import Missing, Plot, to_svg
+from mismatch_probe_reports.figures.canvas import Drawing, Missing, Plot, to_svg
 from mismatch_probe_reports.format import clean
 from mismatch_probe_reports.model import build_report
 from mismatch_probe_reports.reading import Json
@@ -67,8 +67,13 @@ def render_html(result: Json, explorer: Json | None = None) -> str:
     return render_page(result, prepare_figures(result), explorer)
 
 
-def render_page(result: Json, figures: Sequence[Plot | Missing], explorer: Json | None = None) -> str:
-    """Return the page with figures that were prepared before."""
+def render_page(
+    result: Json,
+    figures: Sequence[Plot | Missing],
+    explorer: Json | None = None,
+    drawings: Mapping[str, Drawing] | None = None,
+) -> str:
+    """Return the page with figures that were prepared before, and drawings of them where they were made."""
     from markupsafe import Markup
 
     built = None if explorer is None else build_explorer(explorer)
@@ -77,7 +82,7 @@ def render_page(result: Json, figures: Sequence[Plot | Missing], explorer: Json 
         # The script is a package file and holds nothing of the run.
         script = _script()
         values |= {"script": Markup(script), "policy": _policy(script)}  # noqa: S704
-    return _render("report.html.j2", figures, **values)
+    return _render("report.html.j2", figures, drawings or {}, **values)
 
 
 def render_section_page(
@@ -92,14 +97,20 @@ def render_section_page(
         record: Has `run_id`, `created_at`, `tool_version` and `command`, for the foot of the page.
     """
     foot = {key: clean(record.get(key, "")) for key in ("run_id", "created_at", "tool_version", "command")}
-    return _render("part.html.j2", figures, section=section, subject=subject, **foot)
+    return _render("part.html.j2", figures, {}, section=section, subject=subject, **foot)
 
 
-def _render(template: str, figures: Sequence[Plot | Missing], **values: object) -> str:
+def _render(
+    template: str, figures: Sequence[Plot | Missing], drawn: Mapping[str, Drawing], **values: object
+) -> str:
     from markupsafe import Markup
 
     # Both are ours: the style sheet is a package file, the drawings escape every string they are given.
-    drawings = {figure.name: Markup(to_svg(figure)) for figure in figures if isinstance(figure, Plot)}  # noqa: S704
+    drawings = {
+        figure.name: Markup(drawn[figure.name].svg if figure.name in drawn else to_svg(figure))  # noqa: S704
+        for figure in figures
+        if isinstance(figure, Plot)
+    }
     return (
         _environment()
         .get_template(template)

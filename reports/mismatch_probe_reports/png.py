@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mismatch_probe.trace.parts import write_atomically
 from mismatch_probe_reports.figures import prepare_figures
-from mismatch_probe_reports.figures.canvas import Missing, Plot, to_png
+from mismatch_probe_reports.figures.canvas import Drawing, Missing, Plot, draw
 from mismatch_probe_reports.reading import Json
 
 
@@ -21,18 +21,22 @@ def write_figures(result: Json, directory: Path) -> list[Path]:
     Raises:
         OSError: The directory cannot be written to.
     """
-    return write_prepared(prepare_figures(result), directory)
+    figures = prepare_figures(result)
+    drawings = {figure.name: draw(figure) for figure in figures if isinstance(figure, Plot)}
+    return write_drawings(figures, drawings, directory)
 
 
-def write_prepared(figures: Sequence[Plot | Missing], directory: Path) -> list[Path]:
-    """Write prepared figures; a file of an earlier report whose figure is now missing is removed."""
+def write_drawings(
+    figures: Sequence[Plot | Missing], drawings: Mapping[str, Drawing], directory: Path
+) -> list[Path]:
+    """Write drawn figures; a file of an earlier report whose figure is now missing is removed."""
     written = []
     for figure in figures:
         path = directory / f"{figure.name}.png"
-        if isinstance(figure, Missing):
+        if figure.name not in drawings:
             path.unlink(missing_ok=True)
             continue
-        write_bytes(path, to_png(figure))
+        write_bytes(path, drawings[figure.name].png)
         written.append(path)
     return written
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mismatch_probe_reports.figures import prepare_figures
-from mismatch_probe_reports.figures.canvas import Missing
+from mismatch_probe_reports.figures.canvas import Missing, Plot, draw
 from mismatch_probe_reports.html import render_page
-from mismatch_probe_reports.png import write_bytes, write_prepared
+from mismatch_probe_reports.png import write_bytes, write_drawings
 from mismatch_probe_reports.reading import Json
 
 
@@ -39,8 +39,9 @@ def write_report(result: Json, run_dir: Path, explorer: Json | None = None) -> R
         OSError: The directory cannot be written to.
     """
     figures = prepare_figures(result)
+    drawings = {figure.name: draw(figure) for figure in figures if isinstance(figure, Plot)}
     html = run_dir / "report.html"
-    write_bytes(html, render_page(result, figures, explorer).encode("utf-8"))
-    written = write_prepared(figures, run_dir / "figures")
+    write_bytes(html, render_page(result, figures, explorer, drawings).encode("utf-8"))
+    written = write_drawings(figures, drawings, run_dir / "figures")
     skipped = tuple(figure for figure in figures if isinstance(figure, Missing))
     return ReportFiles(html, tuple(written), skipped)

@@ -17,7 +17,6 @@ from mismatch_probe_reports.figures.style import (
     FONT,
     FONT_STACK,
     LIGHT,
-    SENTINEL,
     WIDTH_INCHES,
     Palette,
     settings,
@@ -25,6 +24,7 @@ from mismatch_probe_reports.figures.style import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.text import Text
 
 CAPTION_WIDTH = 150
 CAPTION_LINE_INCHES = 0.2
@@ -32,6 +32,8 @@ HEAD_INCHES = 0.45
 # Markup but no text content: numbers there are coordinates, of which a hundredth of a point is enough.
 _TAG = re.compile(r"<[a-z][^>]*>")
 _LONG_DECIMAL = re.compile(r"(?<![\w.#])-?\d+\.\d{3,}")
+_VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
+_POINTS_PER_INCH = 72.0
 FOOT_INCHES = 0.12
 
 
@@ -66,29 +68,80 @@ class Missing:
         return f"figure {self.name} left out: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plot, drawn.
+
+    Attributes:
+        svg: An `<svg>` element for a page that defines the CSS variables of the style; without caption.
+        png: 1600 pixels wide at 144 dpi, on white, with title and caption.
+    """
+
+    svg: str
+    png: bytes
+
+
+def draw(plot: Plot) -> Drawing:
+    """Draw a plot once, in both formats."""
+    with _drawn(plot) as (figure, caption):
+        return Drawing(_to_svg(plot, figure, caption), _to_png(figure, caption))
+
+
 def to_svg(plot: Plot) -> str:
-    """Return the figure as an `<svg>` element for a page that defines the CSS variables of the style."""
-    with _fixed_settings(
-        SENTINEL, {"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": _identifier(plot)}
-    ):
-        figure = _new_figure(plot, SENTINEL, caption=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", dpi=DPI, metadata={"Date": None}, transparent=True)
-    return _inline(buffer.getvalue(), plot)
+    """Return the figure as an `<svg>` element, see `Drawing`."""
+    with _drawn(plot) as (figure, caption):
+        return _to_svg(plot, figure, caption)
 
 
 def to_png(plot: Plot) -> bytes:
-    """Return the figure with title and caption as PNG, 1600 pixels wide at 144 dpi, on white."""
-    with _fixed_settings(LIGHT, {}):
-        figure = _new_figure(plot, LIGHT, caption=True)
-        figure.set_facecolor(LIGHT.surface)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    """Return the figure as PNG, see `Drawing`."""
+    return draw(plot).png
+
+
+def _to_svg(plot: Plot, figure: Figure, caption: Caption) -> str:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    caption.text.set_visible(False)
+    buffer = io.StringIO()
+    # Not savefig: it draws the figure a second time, to no output, before it draws it.
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(buffer, metadata={"Date": None})
+    figure.set_dpi(DPI)  # print_svg leaves its own
+    caption.text.set_visible(True)
+    return _inline(buffer.getvalue(), plot, caption)
+
+
+def _to_png(figure: Figure, caption: Caption) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_facecolor(LIGHT.surface)
+    buffer = io.BytesIO()
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """The caption at the foot of a figure; a page writes it as text and leaves the strip away.
+
+    Attributes:
+        text: The text in the figure.
+        height_inches: Of the strip.
+    """
+
+    text: Text
+    height_inches: float
+
+
 @contextmanager
-def _fixed_settings(palette: Palette, more: dict[str, Any]) -> Iterator[None]:
+def _drawn(plot: Plot) -> Iterator[tuple[Figure, Caption]]:
+    with _fixed_settings({"svg.fonttype": "none", "svg.hashsalt": plot.name, "svg.id": _identifier(plot)}):
+        yield _new_figure(plot)
+
+
+@contextmanager
+def _fixed_settings(more: dict[str, Any]) -> Iterator[None]:
     """Draw from matplotlib's defaults and the style alone, whatever a user's matplotlibrc says."""
     import matplotlib
 
@@ -97,31 +150,36 @@ def _fixed_settings(palette: Palette, more: dict[str, Any]) -> Iterator[None]:
         for key, value in matplotlib.rcParamsDefault.items()
         if not key.startswith(("backend", "date."))
     }
-    defaults.update(settings(palette))
+    defaults.update(settings(LIGHT))
     defaults.update(more)
     with matplotlib.rc_context(defaults):
         yield
 
 
-def _new_figure(plot: Plot, palette: Palette, *, caption: bool) -> Figure:
+def _new_figure(plot: Plot) -> tuple[Figure, Caption]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = textwrap.wrap(plot.caption, CAPTION_WIDTH) if caption else []
-    heights = [HEAD_INCHES, plot.height_inches, FOOT_INCHES + CAPTION_LINE_INCHES * len(lines)]
-    figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
+    lines = textwrap.wrap(plot.caption, CAPTION_WIDTH)
+    caption_inches = CAPTION_LINE_INCHES * len(lines)
+    heights = [HEAD_INCHES, plot.height_inches, FOOT_INCHES + caption_inches]
+    figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     # Title and caption have bands of their own, so that neither axes nor legends can run into them.
     bands: Any = figure.subfigures(3, 1, height_ratios=heights, hspace=0.0)
     head, body, foot = bands
     head.text(0.01, 0.35, plot.title, fontsize=13.0, fontweight="bold", va="center")
-    if lines:
-        foot.text(0.01, 0.9, "\n".join(lines), color=palette.muted, va="top", linespacing=1.3)
-    plot.draw(body, palette)
-    return figure
+    text = foot.text(0.01, 0.9, "\n".join(lines), color=LIGHT.muted, va="top", linespacing=1.3)
+    plot.draw(body, LIGHT)
+    # Found once and kept: with a layout engine each drawing would find it again.
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+    return figure, Caption(text, caption_inches)
 
 
-def _inline(document: str, plot: Plot) -> str:
+def _inline(document: str, plot: Plot, caption: Caption) -> str:
     """Turn a stand-alone SVG document into an element that can live beside others in one page."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -132,10 +190,12 @@ def _inline(document: str, plot: Plot) -> str:
     # The page's style sheet names the font once for all drawings.
     svg = svg.replace(f" font-family: '{FONT}';", "")
     svg = svg.replace(f"'{FONT}'", FONT_STACK)
-    for sentinel, variable in CSS_VARIABLES.items():
-        svg = svg.replace(sentinel, variable)
+    for colour, variable in CSS_VARIABLES.items():
+        svg = svg.replace(colour, variable)
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    cropped = caption.height_inches * _POINTS_PER_INCH
+    head = _VIEW_BOX.sub(lambda box: f'viewBox="0 0 {box[1]} {float(box[2]) - cropped:.2f}"', head)
     label = escape(f"{plot.title}. {plot.caption}", quote=True)
     return f'{head} role="img" aria-label="{label}">{rest.rstrip()}'
 

@@ -1,8 +1,8 @@
 """One look for every figure: palettes, rc settings, axis formatting.
 
-The inlined SVG is drawn with sentinel colours that are replaced by CSS variables, so one drawing serves light and dark
-pages. What is rasterised cannot follow a variable and takes mid-tones that are readable on both. Colour never carries
-meaning alone: line styles, markers and hatching repeat it for readers in greyscale.
+Figures are drawn once, in light colours; in the inlined SVG each of those becomes a CSS variable, so one drawing serves
+light and dark pages. What is rasterised cannot follow a variable and takes mid-tones that are readable on both. Colour
+never carries meaning alone: line styles, markers and hatching repeat it for readers in greyscale.
 """
 
 from __future__ import annotations
@@ -59,23 +59,14 @@ LIGHT = Palette(
     series=("#0b5cad", "#b34700", "#0a7a55", "#7b3294", "#6b5f00", "#444c56"),
     raster=RASTER,
 )
-# Each sentinel is a colour that nothing else uses; CSS_VARIABLES names what takes its place.
-SENTINEL = Palette(
-    foreground="#0a0b01",
-    muted="#0a0b02",
-    grid="#0a0b03",
-    surface="#0a0b04",
-    fills=("#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15", "#0a0b16"),
-    series=("#0a0b21", "#0a0b22", "#0a0b23", "#0a0b24", "#0a0b25", "#0a0b26"),
-    raster=RASTER,
-)
+# The page has its own value of each of these, by theme; no two may be equal.
 CSS_VARIABLES: dict[str, str] = {
-    SENTINEL.foreground: "var(--fg)",
-    SENTINEL.muted: "var(--muted)",
-    SENTINEL.grid: "var(--grid)",
-    SENTINEL.surface: "var(--bg)",
-    **{colour: f"var(--fill-{index})" for index, colour in enumerate(SENTINEL.fills, start=1)},
-    **{colour: f"var(--series-{index})" for index, colour in enumerate(SENTINEL.series, start=1)},
+    LIGHT.foreground: "var(--fg)",
+    LIGHT.muted: "var(--muted)",
+    LIGHT.grid: "var(--grid)",
+    LIGHT.surface: "var(--bg)",
+    **{colour: f"var(--fill-{index})" for index, colour in enumerate(LIGHT.fills, start=1)},
+    **{colour: f"var(--series-{index})" for index, colour in enumerate(LIGHT.series, start=1)},
 }
 
 
