@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+# Folders below the one that was typed in which runs are looked for; a deeper search of a home directory is not quick.
+FURTHER = 1
 Suggestions = list[tuple[str, str]]
 
 
@@ -16,8 +19,7 @@ def codes(incomplete: str) -> Suggestions:
 
     known = [(code, entry.title) for code, entry in CATALOGUE.items()]
     known += [(name, cause.title) for cause in CAUSES.values() for name in (cause.code, cause.id)]
-    wanted = incomplete.upper() if incomplete.lower().startswith("mp") else incomplete
-    return _matching(known, wanted)
+    return _matching(known, incomplete)
 
 
 def methods(incomplete: str) -> Suggestions:
@@ -53,32 +55,55 @@ def sides(incomplete: str) -> Suggestions:
     return list(dict([*scorers(incomplete), *engines(incomplete)]).items())
 
 
+def knobs(incomplete: str) -> Suggestions:
+    """Knobs of an ablation."""
+    from mismatch_probe.causes.knobs import KNOBS
+
+    return _matching(((knob.name, knob.changes) for knob in KNOBS), incomplete)
+
+
+def exporters(incomplete: str) -> Suggestions:
+    """Frameworks that settings can be written for."""
+    from mismatch_probe.export.exporter import exporters as known
+
+    return _matching(((entry.name, entry.summary) for entry in known), incomplete)
+
+
+def importers(incomplete: str) -> Suggestions:
+    """Frameworks whose dumps can be read."""
+    from mismatch_probe.imports.importer import importers as known
+
+    return _matching(((entry.name, entry.summary) for entry in known), incomplete)
+
+
+def models(incomplete: str) -> Suggestions:
+    """Models that come with the tool, and geometries."""
+    from mismatch_probe.assets.catalog import available_models
+
+    return _matching(available_models().items(), incomplete)
+
+
 def runs(incomplete: str) -> list[str]:
-    """Run directories, and directories on the way to one; the shell adds nothing to what is not there."""
-    typed = Path(incomplete)
-    folder, start = (typed, "") if incomplete.endswith("/") or not incomplete else (typed.parent, typed.name)
-    # Path drops "./", which the shell needs to recognise what was typed.
-    prefix = incomplete[: len(incomplete) - len(start)]
-    try:
-        below = sorted(path for path in folder.iterdir() if path.name.startswith(start) and path.is_dir())
-    except OSError:
-        return []
-    visible = [path for path in below if start or not path.name.startswith(".")]
-    found = []
-    for path in visible:
-        if (path / MANIFEST).is_file():
-            found.append(prefix + path.name)
-        elif _holds_run(path):
-            found.append(prefix + path.name + "/")
-    return found
+    """Run directories whose path begins with what was typed: in that folder and right below it."""
+    start = incomplete.rpartition("/")[2]
+    # The shell replaces what was typed, so the suggestion has to begin with the same characters.
+    typed = incomplete[: len(incomplete) - len(start)]
+    return sorted(typed + run for run in _runs_below(Path(typed or "."), start, FURTHER))
 
 
-def _holds_run(folder: Path) -> bool:
-    """Whether a run is right below, or one folder further; no deeper search, for it has to be quick."""
+def _runs_below(folder: Path, start: str, further: int) -> Iterator[str]:
     try:
-        return any(next(folder.glob(pattern), None) for pattern in (f"*/{MANIFEST}", f"*/*/{MANIFEST}"))
+        with os.scandir(folder) as entries:
+            folders = [entry.name for entry in entries if entry.name.startswith(start) and entry.is_dir()]
     except OSError:
-        return False
+        return
+    for name in folders:
+        if name.startswith(".") and not start:
+            continue
+        if (folder / name / MANIFEST).is_file():
+            yield name
+        elif further:
+            yield from (f"{name}/{below}" for below in _runs_below(folder / name, "", further - 1))
 
 
 def _matching(known: Iterable[tuple[str, str]], incomplete: str) -> Suggestions:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
+
 
 class Format(StrEnum):
     """How a result is printed."""
@@ -80,7 +82,9 @@ RedactOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)
+]
 
 
 def command_line() -> str:

@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import ForceOption, Format, FormatOption
 
 
 def ablate(
-    run_path: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run directory.")] = None,
+    run_path: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)
+    ] = None,
     knob: Annotated[
         list[str] | None,
         typer.Option(
-            "--knob", metavar="NAME", help="Knob to turn; may be given several times. Default: all."
+            "--knob",
+            metavar="NAME",
+            help="Knob to turn; may be given several times. Default: all.",
+            autocompletion=completion.knobs,
         ),
     ] = None,
     list_knobs: Annotated[bool, typer.Option("--list", help="List the knobs and end.")] = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import (
     ConfigOption,
     ForceOption,
@@ -22,19 +23,31 @@ from mismatch_probe_cli.options import (
 def audit(
     model_argument: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Known name, folder, or name in the local model cache."),
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Known name, folder, or name in the local model cache.",
+            autocompletion=completion.models,
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The same as MODEL.", autocompletion=completion.models)
+    ] = None,
     layers: Annotated[
         int | None,
         typer.Option(help="For a geometry such as qwen3-30b-a3b: layers of random weights to make."),
     ] = None,
     rollout: Annotated[
         list[str] | None,
-        typer.Option(help="Rollout engine; see `mismatch-probe engines`. Several make a matrix of pairs."),
+        typer.Option(
+            help="Rollout engine; see `mismatch-probe engines`. Several make a matrix of pairs.",
+            autocompletion=completion.engines,
+        ),
     ] = None,
     train: Annotated[
-        list[str] | None, typer.Option(help="Training-side scorer; several make a matrix of pairs.")
+        list[str] | None,
+        typer.Option(
+            help="Training-side scorer; several make a matrix of pairs.", autocompletion=completion.scorers
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,

@@ -8,11 +8,17 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import ResultFormat, ResultFormatOption, SetOption
 
 
 def check(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a result.json.")],
+    run_path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run directory, or a result.json.", autocompletion=completion.runs
+        ),
+    ],
     bars_path: Annotated[
         Path | None,
         typer.Option("--bars", metavar="FILE", help="TOML file with bars; those that it names decide."),

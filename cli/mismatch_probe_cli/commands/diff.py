@@ -8,12 +8,21 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import ResultFormat, ResultFormatOption
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory, or a result.json.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
+    first: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_A", help="A run directory, or a result.json.", autocompletion=completion.runs
+        ),
+    ],
+    second: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_B", help="The run to compare with it.", autocompletion=completion.runs),
+    ],
     fail_on_worse: Annotated[
         bool, typer.Option("--fail-on-worse", help="End with status 1 where RUN_B is worse beyond noise.")
     ] = False,

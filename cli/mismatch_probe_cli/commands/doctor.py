@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mismatch_probe.errors import EXIT_ERROR
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import ConfigOption, SetOption
 
 if TYPE_CHECKING:
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 
 def doctor(
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Look at a pair on this checkpoint.")
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Look at a pair on this checkpoint.", autocompletion=completion.models
+        ),
     ] = None,
     train_model: Annotated[
         str | None, typer.Option(help="Training-side checkpoint, where it is another one.")
     ] = None,
-    rollout: Annotated[str | None, typer.Option(help="Rollout engine of the pair.")] = None,
-    train: Annotated[str | None, typer.Option(help="Training-side scorer of the pair.")] = None,
+    rollout: Annotated[
+        str | None, typer.Option(help="Rollout engine of the pair.", autocompletion=completion.engines)
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Training-side scorer of the pair.", autocompletion=completion.scorers)
+    ] = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
 ) -> None:

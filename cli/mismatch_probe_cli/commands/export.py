@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import ForceOption, RunArgument
 
 
 def export(
     run_path: RunArgument,
-    to: Annotated[str, typer.Option("--to", help="Framework: trl or verl.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Framework: trl or verl.", autocompletion=completion.exporters)
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here instead of to stdout.")
     ] = None,

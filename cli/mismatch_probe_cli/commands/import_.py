@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import ForceOption, SetOption, command_line
 
 
@@ -15,7 +16,10 @@ def import_(
     framework: Annotated[
         str,
         typer.Option(
-            "--from", metavar="FRAMEWORK", help="prime-rl, nemo-rl, skyrl, slime, miles, verl, roll or trl."
+            "--from",
+            metavar="FRAMEWORK",
+            help="prime-rl, nemo-rl, skyrl, slime, miles, verl, roll or trl.",
+            autocompletion=completion.importers,
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run directory.")] = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import Format, FormatOption, RunArgument
 
 
@@ -13,7 +14,12 @@ def simulate(
     run_path: RunArgument,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", metavar="NAME", help="Correction to simulate; may be given several times."),
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="Correction to simulate; may be given several times.",
+            autocompletion=completion.methods,
+        ),
     ] = None,
     sweep: Annotated[
         list[str] | None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mismatch_probe_cli import completion
 from mismatch_probe_cli.options import Format, FormatOption, RunArgument
 
 Number = float | None
@@ -13,7 +14,12 @@ Number = float | None
 
 def tune(
     run_path: RunArgument,
-    method: Annotated[str, typer.Option("--method", metavar="NAME", help="Correction to tune.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", metavar="NAME", help="Correction to tune.", autocompletion=completion.methods
+        ),
+    ],
     budget: Annotated[
         Number, typer.Option(metavar="C", help="vespo: mean weight E_Q[W] that is allowed, both signs.")
     ] = None,
