@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mismatch_probe_reports.figures import prepare_figures
 from mismatch_probe_reports.figures.canvas import Drawing, Missing, Plot, to_svg
+from mismatch_probe_reports.figures.slim import share_styles
 from mismatch_probe_reports.format import clean
 from mismatch_probe_reports.model import build_report
 from mismatch_probe_reports.reading import Json
@@ -106,18 +107,17 @@ def _render(
     from markupsafe import Markup
 
     # Both are ours: the style sheet is a package file, the drawings escape every string they are given.
-    drawings = {
-        figure.name: Markup(drawn[figure.name].svg if figure.name in drawn else to_svg(figure))  # noqa: S704
-        for figure in figures
-        if isinstance(figure, Plot)
-    }
+    plots = [figure for figure in figures if isinstance(figure, Plot)]
+    drawings, rules = share_styles(
+        {plot.name: drawn[plot.name].svg if plot.name in drawn else to_svg(plot) for plot in plots}
+    )
     return (
         _environment()
         .get_template(template)
         .render(
             {"policy": CONTENT_SECURITY_POLICY} | values,
             figures={figure.name: figure for figure in figures},
-            drawings=drawings,
-            style=Markup(_style_sheet()),  # noqa: S704
+            drawings={name: Markup(svg) for name, svg in drawings.items()},  # noqa: S704
+            style=Markup(_style_sheet() + rules),  # noqa: S704
         )
     )

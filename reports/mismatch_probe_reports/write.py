@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mismatch_probe_reports.figures import prepare_figures
-from mismatch_probe_reports.figures.canvas import Missing, Plot, draw
+from mismatch_probe_reports.figures.canvas import Drawing, Missing, Plot, draw
 from mismatch_probe_reports.html import render_page
 from mismatch_probe_reports.png import write_bytes, write_drawings
 from mismatch_probe_reports.reading import Json
+
+PAGE_LIMIT = 1_000_000
+"""Bytes of a page: what mail servers, forges and browsers on phones take without asking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,24 @@ def write_report(result: Json, run_dir: Path, explorer: Json | None = None) -> R
     figures = prepare_figures(result)
     drawings = {figure.name: draw(figure) for figure in figures if isinstance(figure, Plot)}
     html = run_dir / "report.html"
-    write_bytes(html, render_page(result, figures, explorer, drawings).encode("utf-8"))
+    write_bytes(html, _fitting_page(result, figures, explorer, drawings))
     written = write_drawings(figures, drawings, run_dir / "figures")
     skipped = tuple(figure for figure in figures if isinstance(figure, Missing))
     return ReportFiles(html, tuple(written), skipped)
+
+
+def _fitting_page(
+    result: Json,
+    figures: Sequence[Plot | Missing],
+    explorer: Json | None,
+    drawings: Mapping[str, Drawing],
+) -> bytes:
+    """The page, with as many sequences in the explorer as the limit leaves room for; it says how many are left out."""
+    page = render_page(result, figures, explorer, drawings).encode("utf-8")
+    sequences = list((explorer or {}).get("sequences") or ())
+    keep = len(sequences)
+    while len(page) > PAGE_LIMIT and keep > 0:
+        keep //= 2
+        shown = {**(explorer or {}), "sequences": sequences[:keep], "left_out": len(sequences) - keep}
+        page = render_page(result, figures, shown, drawings).encode("utf-8")
+    return page

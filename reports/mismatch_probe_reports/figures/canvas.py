@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from mismatch_probe_reports.figures.slim import slim
 from mismatch_probe_reports.figures.style import (
     CSS_VARIABLES,
     DPI,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 CAPTION_WIDTH = 150
 CAPTION_LINE_INCHES = 0.2
 HEAD_INCHES = 0.45
-# Markup but no text content: numbers there are coordinates, of which a hundredth of a point is enough.
-_TAG = re.compile(r"<[a-z][^>]*>")
-_LONG_DECIMAL = re.compile(r"(?<![\w.#])-?\d+\.\d{3,}")
 _VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 _POINTS_PER_INCH = 72.0
 FOOT_INCHES = 0.12
@@ -185,8 +183,7 @@ def _inline(document: str, plot: Plot, caption: Caption) -> str:
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # The rule applies to every element of the page, not to this figure; the page's own style sheet has it.
     svg = re.sub(r"\s*<defs>\s*<style[^>]*>[^<]*</style>\s*</defs>", "", svg)
-    svg = _TAG.sub(lambda tag: _LONG_DECIMAL.sub(_shortened, tag[0]), svg)
-    svg = _rename(_slim(svg, _identifier(plot)), _identifier(plot))
+    svg = slim(svg, _identifier(plot))
     # The page's style sheet names the font once for all drawings.
     svg = svg.replace(f" font-family: '{FONT}';", "")
     svg = svg.replace(f"'{FONT}'", FONT_STACK)
@@ -203,46 +200,3 @@ def _inline(document: str, plot: Plot, caption: Caption) -> str:
 def _identifier(plot: Plot) -> str:
     """Return the element's identifier, which no part of the page shares."""
     return f"drawing-{plot.name}"
-
-
-def _slim(svg: str, root: str) -> str:
-    """Leave out what does not show: identifiers that nothing refers to, groups that say nothing, indentation.
-
-    Together these are a third of a drawing, and a page has many.
-    """
-    used = {root, *re.findall(r'(?:href="#|url\(#)([^")]+)', svg)}
-    svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
-    svg = svg.replace(' transform="rotate(-0 ', ' transform="rotate(0 ')
-    svg = re.sub(r' transform="rotate\(0 [^)]*\)"', "", svg)
-    svg = re.sub(r">\s+<", "><", svg)
-    kept: list[bool] = []
-
-    def group(match: re.Match[str]) -> str:
-        if match[0] == "</g>":
-            return match[0] if kept.pop() else ""
-        if match[0] == "<g/>":
-            return ""
-        if not match[0].endswith("/>"):
-            kept.append(match[0] != "<g>")
-        return match[0] if match[0] != "<g>" else ""
-
-    return re.sub(r"<g(?:\s[^>]*)?/?>|</g>", group, svg)
-
-
-def _rename(svg: str, root: str) -> str:
-    """Number the identifiers inside a drawing in order of appearance.
-
-    Names such as axes_1 repeat in every figure; those of clip paths are hashes of coordinates in which the layout
-    solver leaves noise far below a pixel, different in every run.
-    """
-    names = dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg))
-    numbered = {name: f"{root}-{number}" for number, name in enumerate(names) if name != root}
-
-    def rename(match: re.Match[str]) -> str:
-        return f"{match[1]}{numbered.get(match[2], match[2])}"
-
-    return re.sub(r'(\bid="|\bhref="#|url\(#)([^")]+)', rename, svg)
-
-
-def _shortened(match: re.Match[str]) -> str:
-    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")

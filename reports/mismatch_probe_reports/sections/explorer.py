@@ -70,6 +70,9 @@ def build_explorer(raw: Json) -> Explorer:
         notes.append("The tokenizer is not on this machine: ids are shown.")
     if flips_reason:
         notes.append(f"Flipped experts are not known: {flips_reason}.")
+    left_out = read_float(raw.get("left_out")) or 0
+    if left_out:
+        notes.append(f"{fmt.plural(int(left_out), 'sequence')} left out: the page is held below 1 MB.")
     rows = read_rows(raw.get("sequences"))
     return Explorer(
         notes=tuple(notes),
