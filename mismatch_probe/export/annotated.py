@@ -1,17 +1,20 @@
-"""A YAML document whose every key carries the measurement that set it."""
+"""YAML, TOML and shell arguments whose every key carries the measurement that set it."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 _WIDTH = 100
 
 Scalar = bool | int | float | str | None
+# A tuple is a list of scalars or of mappings to scalars.
+Value = Scalar | tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,12 @@ class Entry:
 
     Attributes:
         key: Dotted path.
-        value: A scalar.
+        value: A scalar, or a tuple of scalars or mappings.
         because: Which measurement set it, for the comment.
     """
 
     key: str
-    value: Scalar
+    value: Value
     because: str
 
 
@@ -85,15 +88,71 @@ def render(head: Iterable[str], entries: Iterable[Entry], tail: Iterable[str] = 
         open_path = parents
         indent = 2 * len(parents)
         lines += comment(entry.because, indent)
-        lines.append(f"{' ' * indent}{leaf}: {scalar(entry.value)}")
+        lines.append(f"{' ' * indent}{leaf}: {_flow(entry.value)}")
     for paragraph in tail:
         lines += comment(paragraph)
+    return "\n".join(lines) + "\n"
+
+
+def render_toml(head: Iterable[str], entries: Iterable[Entry], tail: Iterable[str] = ()) -> str:
+    """The same as TOML: one table a parent path, in the order of the entries.
+
+    Raises:
+        ValueError: A value is None, which TOML cannot say.
+    """
+    lines = [line for paragraph in head for line in comment(paragraph)]
+    table = ""
+    for entry in entries:
+        parent, _, leaf = entry.key.rpartition(".")
+        if parent != table:
+            lines += ["", f"[{parent}]"]
+            table = parent
+        if entry.value is None:
+            raise ValueError(f"TOML has no null for {entry.key}")
+        lines += [*comment(entry.because), f"{leaf} = {_flow(entry.value)}"]
+    lines += [line for paragraph in tail for line in comment(paragraph)]
+    return "\n".join(lines) + "\n"
+
+
+def render_arguments(
+    head: Iterable[str], entries: Iterable[Entry], tail: Iterable[str] = (), *, hydra: bool = False
+) -> str:
+    """A bash array MISMATCH_ARGS of command-line arguments, to be added to a launch script.
+
+    Args:
+        head: Comment paragraphs on top.
+        entries: Keys; True is a flag without a value.
+        tail: Comment paragraphs below.
+        hydra: Whether every entry is written as KEY=VALUE, for Hydra, instead of as `--key value`.
+    """
+    lines = [line for paragraph in head for line in comment(paragraph)]
+    lines.append("MISMATCH_ARGS=(")
+    for entry in entries:
+        words = overrides([entry]) if hydra else [f"--{entry.key}", *_words(entry.value)]
+        lines += [*comment(entry.because, 2), f"  {' '.join(words)}"]
+    lines.append(")")
+    lines += [line for paragraph in tail for line in comment(paragraph)]
     return "\n".join(lines) + "\n"
 
 
 def overrides(entries: Iterable[Entry]) -> list[str]:
     """The same keys as Hydra overrides, one a line, quoted for a POSIX shell where needed."""
     return [f"{entry.key}={_hydra(entry.value)}" for entry in entries]
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {scalar(item)}" for key, item in value.items()) + "}"
+    return scalar(value)
+
+
+def _words(value: Value) -> list[str]:
+    if value is True:
+        return []
+    items = value if isinstance(value, tuple) else (value,)
+    return [shlex.quote(item) if isinstance(item, str) else scalar(item) for item in items]
 
 
 def _hydra(value: Any) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
+from mismatch_probe.export.annotated import Entry
 from mismatch_probe.export.recommend import recommend
 from mismatch_probe.registry import Registry
+
+# What is written, in this order, where a framework cannot express what the run recommends.
+_STAND_INS = ("token_tis", "prime_dppo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +20,16 @@ class ExportedConfig:
     """A config fragment.
 
     Attributes:
-        text: YAML; each key's comment names the measurement that set it.
-        format: Always "yaml" here.
+        text: Each key's comment names the measurement that set it.
+        format: "yaml", "toml", or "bash" for an array of command-line arguments.
         notes: What the framework cannot express, and what was forced.
+        entries: The keys by themselves, for merging into an existing file.
     """
 
     text: str
     format: str
     notes: tuple[str, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class Plan:
         routing_replay: Whether the trainer is to use the rollout's experts.
         fp32_head: Whether the output head is to be computed in float32.
         summary: The recommendation in a sentence.
+        instead_of: What the run recommends and the framework cannot express; None where `method` is the choice.
     """
 
     method: str
@@ -43,6 +50,7 @@ class Plan:
     routing_replay: bool
     fp32_head: bool
     summary: str
+    instead_of: str | None = None
 
 
 class Exporter(Protocol):
@@ -58,8 +66,24 @@ class Exporter(Protocol):
 
 
 def _load_own() -> None:
-    import mismatch_probe.export.trl
-    import mismatch_probe.export.verl  # noqa: F401  (each registers itself)
+    from importlib import import_module
+
+    # Each registers itself.
+    for name in (
+        "areal",
+        "mis",
+        "ms_swift",
+        "nemo_rl",
+        "openrlhf",
+        "prime_rl",
+        "roll",
+        "skyrl",
+        "slime",
+        "trl",
+        "verl",
+        "vespo_recipe",
+    ):
+        import_module(f"mismatch_probe.export.{name}")
 
 
 exporters: Registry[Exporter] = Registry("framework", "mismatch_probe.exporters", _load_own)
@@ -92,7 +116,8 @@ def export_config(
     Args:
         result: result.json.
         to: One of `available_exporters()`.
-        method: A correction other than the recommended one.
+        method: A correction other than the recommended one. Without one, a framework that cannot express the
+            recommended correction gets token truncation, or what comes next to it there, and a note says so.
         force: Whether to export a run that failed validity or was inconclusive.
 
     Raises:
@@ -121,8 +146,27 @@ def export_config(
         fp32_head=bool(recommended.get("fp32_head")),
         summary=str(recommended.get("summary") or ""),
     )
-    exported = exporter(result, plan)
-    return ExportedConfig(exported.text, exported.format, warnings + exported.notes)
+    try:
+        exported = exporter(result, plan)
+    except ConfigError as refusal:
+        if method is not None:
+            raise
+        exported = _stand_in(exporter, result, plan, refusal)
+    return replace(exported, notes=warnings + exported.notes)
+
+
+def _stand_in(
+    exporter: Exporter, result: Mapping[str, Any], plan: Plan, refusal: ConfigError
+) -> ExportedConfig:
+    """The first method that the framework can express, with a note of what was recommended."""
+    for method in _STAND_INS:
+        note = f"{refusal.message}; {method} was written in its place"
+        try:
+            exported = exporter(result, replace(plan, method=method, parameters={}, instead_of=plan.method))
+        except ConfigError:
+            continue
+        return replace(exported, notes=(note, *exported.notes))
+    raise refusal
 
 
 def _objections(result: Mapping[str, Any], *, force: bool) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from mismatch_probe.export.annotated import Entry
 from mismatch_probe.export.exporter import Plan
 from mismatch_probe.export.measured import look_up, read
+from mismatch_probe.export.thresholds import Band, Fitted
 
 
 def value_of(result: Mapping[str, Any], path: str) -> str:
@@ -22,11 +23,12 @@ def heading(result: Mapping[str, Any], plan: Plan, target: str, contents: str) -
     rollout = look_up(result, "provenance.rollout.engine") or "rollout engine"
     train = look_up(result, "provenance.train.scorer") or "trainer"
     run = look_up(result, "provenance.run_id") or "unknown"
+    place = f" in the place of {plan.instead_of}, which cannot be expressed here" if plan.instead_of else ""
     return [
         f"{target}.",
         f"Run {run}: {model}, {rollout} against {train}, {value_of(result, 'token.num_tokens')} tokens, "
         f"token K3 {value_of(result, 'token.k3')} nats, verdict {result.get('verdict')}.",
-        f"Correction: {plan.method}. {plan.summary}",
+        f"Correction: {plan.method}{place}. {plan.summary}",
         f"What the weights contain: {contents}",
     ]
 
@@ -51,6 +53,21 @@ def parameter_entries(plan: Plan, keys: Mapping[str, str]) -> list[Entry]:
     return entries
 
 
+def cap_entries(key: str, fitted: Fitted | None) -> list[Entry]:
+    """A cap; nothing where the run has no number for it."""
+    return [] if fitted is None else [Entry(key, fitted.value, f"Set by {fitted.because}.")]
+
+
+def bound_entries(high: str, low: str, band: Band | None, effect: str) -> list[Entry]:
+    """Two bounds of a ratio; nothing where the run has no numbers for them."""
+    if band is None:
+        return []
+    return [
+        Entry(high, band.high, f"Set by {band.because}; {effect}."),
+        Entry(low, band.low, "The lower bound of the same measurement."),
+    ]
+
+
 def sampling_entries(result: Mapping[str, Any], *names: str) -> list[Entry]:
     """The sampling that the run measured; under another the thresholds do not hold."""
     entries = []
@@ -60,6 +77,24 @@ def sampling_entries(result: Mapping[str, Any], *names: str) -> list[Entry]:
             why = f"provenance.sampling.{name}: what was measured holds for this sampling."
             entries.append(Entry(name, value if name == "top_k" else float(value), why))
     return entries
+
+
+def top_k_of(result: Mapping[str, Any]) -> int | None:
+    """The measured top_k; None where all tokens could be drawn."""
+    value = look_up(result, "provenance.sampling.top_k")
+    return (
+        int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    )
+
+
+def replay_reason(result: Mapping[str, Any], plan: Plan) -> str | None:
+    """Why routing replay is or is not switched on; None for a model without routing."""
+    if not look_up(result, "routing.available"):
+        return None
+    explained = value_of(result, "routing.replay.explained")
+    flips = value_of(result, "routing.token_any_flip_rate")
+    because = f"routing.replay.explained = {explained}, routing.token_any_flip_rate = {flips}."
+    return because if plan.routing_replay else f"{because} Not worth its cost."
 
 
 def fp32_reason(result: Mapping[str, Any], plan: Plan) -> str:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mismatch_probe.errors import ConfigError
-from mismatch_probe.export.annotated import Entry, render
+from mismatch_probe.export.annotated import Entry
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
+    bound_entries,
+    cap_entries,
     fp32_reason,
-    heading,
     parameter_entries,
     sampling_entries,
     value_of,
 )
+from mismatch_probe.export.target import ON_TOP, WITHOUT_MISMATCH, Target
 from mismatch_probe.export.thresholds import (
-    Band,
-    Fitted,
     mean_band,
     sequence_band,
     sequence_cap,
@@ -25,6 +24,16 @@ from mismatch_probe.export.thresholds import (
     token_cap,
 )
 
+TARGET = Target(
+    name="trl",
+    title="TRL 1.16",
+    fragment="keyword arguments of trl.GRPOConfig",
+    layout="yaml",
+    package="trl",
+    versions=("1.16",),
+    history="Older releases have vllm_importance_sampling_cap in the place of clip_max; TRL 2 takes it away.",
+    loaded=True,
+)
 _MODE = "vllm_importance_sampling_mode"
 _MAX = "vllm_importance_sampling_clip_max"
 _MIN = "vllm_importance_sampling_clip_min"
@@ -45,11 +54,7 @@ _EXPRESSIBLE = (*_LOSS, *_WITHOUT_CORRECTION, "token_tis", "seq_tis", "icepop", 
 @register_exporter("trl", summary="GRPOConfig keyword arguments of TRL (YAML)")
 def export_trl(result: Mapping[str, Any], plan: Plan) -> ExportedConfig:
     """Writes GRPOConfig keyword arguments; see `mismatch_probe.export.exporter.Exporter`."""
-    if plan.method not in _EXPRESSIBLE or plan.method == "reinforce":
-        raise ConfigError(
-            f"TRL's GRPOConfig cannot express {plan.method!r}",
-            hint=f"it can express {', '.join(name for name in _EXPRESSIBLE if name != 'reinforce')}",
-        )
+    TARGET.refuse_unless(plan, (name for name in _EXPRESSIBLE if name != "reinforce"))
     entries = [
         Entry("use_vllm", True, "The rollout engine of this run is what the correction below is fitted to."),
         *_correction(result, plan),
@@ -71,8 +76,7 @@ def export_trl(result: Mapping[str, Any], plan: Plan) -> ExportedConfig:
         notes.append(
             "TRL multiplies the loss by pi_old / mu after clipping pi / pi_old; it has no joint bound on both"
         )
-    head = heading(result, plan, "TRL 1.16, keyword arguments of trl.GRPOConfig", _contents(plan))
-    return ExportedConfig(render(head, entries, [f"Note: {note}." for note in notes]), "yaml", tuple(notes))
+    return TARGET.write(result, plan, _contents(plan), entries, notes)
 
 
 def _contents(plan: Plan) -> str:
@@ -81,12 +85,7 @@ def _contents(plan: Plan) -> str:
             "W is (pi / pi_old) * (pi_old / mu): TRL puts the vLLM ratio inside W, so "
             "mismatch and staleness both count."
         )
-    if plan.method in _WITHOUT_CORRECTION:
-        return (
-            "The ratio is pi / pi_old, recomputed by the trainer: the mismatch with the "
-            "rollout engine is not in it."
-        )
-    return "The clipped ratio is pi / pi_old; pi_old / mu, the mismatch, is a weight on top of it."
+    return WITHOUT_MISMATCH if plan.method in _WITHOUT_CORRECTION else ON_TOP
 
 
 def _correction(result: Mapping[str, Any], plan: Plan) -> list[Entry]:
@@ -103,40 +102,36 @@ def _correction(result: Mapping[str, Any], plan: Plan) -> list[Entry]:
         return [
             on,
             Entry(_MODE, "token_truncate", why),
-            *_bounds(token_band(result), "each token's pi_old / mu before it enters W, alike on both sides"),
+            *bound_entries(
+                _MAX,
+                _MIN,
+                token_band(result),
+                "each token's pi_old / mu before it enters W, alike on both sides",
+            ),
         ]
     if plan.method == "icepop":
         why = "IcePop: the ratio inside the band, nothing outside."
         return [
             on,
             Entry(_MODE, "token_mask", why),
-            *_bounds(token_band(result), "tokens outside are dropped"),
+            *bound_entries(_MAX, _MIN, token_band(result), "tokens outside are dropped"),
         ]
     if plan.method == "seq_tis":
         why = "W of the whole response, truncated above."
-        return [on, Entry(_MODE, "sequence_truncate", why), *_cap(sequence_cap(result))]
+        return [on, Entry(_MODE, "sequence_truncate", why), *cap_entries(_MAX, sequence_cap(result))]
     if plan.method == "seq_mis":
         why = "W of the whole response, dropped outside the band."
         return [
             on,
             Entry(_MODE, "sequence_mask", why),
-            *_bounds(sequence_band(result), "responses outside are dropped"),
+            *bound_entries(_MAX, _MIN, sequence_band(result), "responses outside are dropped"),
         ]
     why = "Each token's pi_old / mu, truncated above."
-    return [on, Entry(_MODE, "token_truncate", why), *_cap(token_cap(result)), *_opsm(result, plan)]
-
-
-def _cap(fitted: Fitted | None) -> list[Entry]:
-    return [] if fitted is None else [Entry(_MAX, fitted.value, f"Set by {fitted.because}.")]
-
-
-def _bounds(band: Band | None, effect: str) -> list[Entry]:
-    if band is None:
-        return []
-    because = f"Set by {band.because}; {effect}."
     return [
-        Entry(_MAX, band.high, because),
-        Entry(_MIN, band.low, "The lower bound of the same measurement."),
+        on,
+        Entry(_MODE, "token_truncate", why),
+        *cap_entries(_MAX, token_cap(result)),
+        *_opsm(result, plan),
     ]
 
 

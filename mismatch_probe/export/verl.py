@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mismatch_probe.errors import ConfigError
-from mismatch_probe.export.annotated import Entry, comment, overrides, render
+from mismatch_probe.export.annotated import Entry, comment
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
-from mismatch_probe.export.measured import look_up
 from mismatch_probe.export.provenance import (
-    heading,
     hyperparameter,
     parameter_entries,
+    replay_reason,
     sampling_entries,
     value_of,
 )
+from mismatch_probe.export.target import WITHOUT_MISMATCH, Target
 from mismatch_probe.export.thresholds import mean_band, sequence_band, sequence_cap, token_band, token_cap
 
+TARGET = Target(
+    name="verl",
+    title="verl 0.9",
+    fragment="to merge into ppo_trainer.yaml",
+    layout="overrides",
+    package="verl",
+    versions=("0.9",),
+    history=None,
+    loaded=True,
+)
 _CORRECTION = "algorithm.rollout_correction"
 _ACTOR = "actor_rollout_ref.actor"
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -62,11 +71,7 @@ _EXPRESSIBLE = (
 @register_exporter("verl", summary="rollout_correction and actor keys of verl (YAML and Hydra overrides)")
 def export_verl(result: Mapping[str, Any], plan: Plan) -> ExportedConfig:
     """Writes verl keys; see `mismatch_probe.export.exporter.Exporter`."""
-    if plan.method not in _EXPRESSIBLE:
-        raise ConfigError(
-            f"verl cannot express {plan.method!r}",
-            hint=f"it can express {', '.join(sorted(set(_EXPRESSIBLE)))}",
-        )
+    TARGET.refuse_unless(plan, _EXPRESSIBLE)
     entries = [
         *_correction(result, plan),
         *_objective(plan),
@@ -84,22 +89,13 @@ def export_verl(result: Mapping[str, Any], plan: Plan) -> ExportedConfig:
             for entry in sampling_entries(result, "temperature", "top_p", "top_k")
         ),
     ]
-    notes = _notes(result, plan)
-    head = heading(result, plan, "verl 0.9, to merge into ppo_trainer.yaml", _contents(plan))
-    tail = [f"Note: {note}." for note in notes]
-    text = render(head, entries, tail)
-    lines = ["# The same as Hydra overrides:", *(f"#   {line}" for line in overrides(entries))]
-    if plan.method == "vespo":
-        lines += _fork(plan)
-    return ExportedConfig(text + "\n".join(lines) + "\n", "yaml", tuple(notes))
+    below = _fork(plan) if plan.method == "vespo" else []
+    return TARGET.write(result, plan, _contents(plan), entries, _notes(result, plan), below=below)
 
 
 def _contents(plan: Plan) -> str:
     if plan.method in _WITHOUT_CORRECTION:
-        return (
-            "The ratio is pi / pi_old, recomputed by the trainer: the mismatch with the "
-            "rollout engine is not in it."
-        )
+        return WITHOUT_MISMATCH
     return (
         "Decoupled mode: the clipped ratio is pi / pi_old; the weights and masks here "
         "read pi_old / mu, the mismatch."
@@ -182,13 +178,11 @@ def _objective(plan: Plan) -> list[Entry]:
 
 
 def _replay(result: Mapping[str, Any], plan: Plan) -> list[Entry]:
-    if not look_up(result, "routing.available"):
+    because = replay_reason(result, plan)
+    if because is None:
         return []
-    explained = value_of(result, "routing.replay.explained")
-    flips = value_of(result, "routing.token_any_flip_rate")
-    because = f"routing.replay.explained = {explained}, routing.token_any_flip_rate = {flips}."
     if not plan.routing_replay:
-        return [Entry(f"{_ROLLOUT}.enable_rollout_routing_replay", False, f"{because} Not worth its cost.")]
+        return [Entry(f"{_ROLLOUT}.enable_rollout_routing_replay", False, because)]
     return [
         Entry(
             f"{_ACTOR}.megatron.router_replay.mode",
