@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
 class Watcher(Protocol):
     """Follows a run. Every method may be called at any time and must be quick."""
+
+    def stages_planned(self, stages: Sequence[tuple[str, int | None]]) -> None:
+        """Which stages will come, as far as it is known before the first.
+
+        Args:
+            stages: In order, each with the sequences that it still has to do; None where that shows when it begins.
+        """
+        ...
 
     def stage_started(self, stage: str, total_sequences: int, done_sequences: int, detail: str) -> None:
         """A stage begins.
@@ -34,6 +43,9 @@ class Watcher(Protocol):
 
 class SilentWatcher:
     """Watches without a word; the default of the Python API."""
+
+    def stages_planned(self, stages: Sequence[tuple[str, int | None]]) -> None:
+        """Ignored."""
 
     def stage_started(self, stage: str, total_sequences: int, done_sequences: int, detail: str) -> None:
         """Ignored."""

@@ -223,6 +223,29 @@ def score(
         manifest["stages"]["score"] = "done"
 
 
+def planned_stages(
+    run: RunDirectory, plan: RunPlan, legs: tuple[Leg, ...], shard: Shard = WHOLE
+) -> list[tuple[str, int]]:
+    """The stages that `record` and `score` will go through, in order, each with its sequences that are not on disk.
+
+    Args:
+        run: Where to.
+        plan: What.
+        legs: Which legs are to be taken.
+        shard: Which of the parts.
+    """
+    study = "train/forward" in legs and _replay_plan(plan) is not None
+    tasks = _missing_tasks(run, plan, legs, shard, study=study)
+    # The reference has a model of its own, which is loaded after all else is scored.
+    tasks = tuple(sorted(tasks, key=lambda task: task.leg == "train/reference"))
+    return [(task.leg, _sequences(plan, task)) for task in tasks]
+
+
+def _sequences(plan: RunPlan, task: Task) -> int:
+    todo = sum(plan.part_sequences(part) for part in task.parts)
+    return min(todo, REFIT_SEQUENCES) if task.leg == REFIT_LEG else todo
+
+
 def _replay_plan(plan: RunPlan) -> ReplayPlan | None:
     if not plan.routing or not scorers.get(plan.config.train.scorer).item.capabilities().replay:
         return None
@@ -256,11 +279,9 @@ def _follow(
     parts_left = {task.leg: len(task.parts) for task in tasks}
 
     def start(leg: str) -> None:
-        missing = next(task.parts for task in tasks if task.leg == leg)
-        todo = sum(plan.part_sequences(part) for part in missing)
-        total = sum(plan.part_sequences(part) for part in range(plan.num_parts) if shard.holds(part))
-        if leg == REFIT_LEG:
-            total = todo = min(todo, REFIT_SEQUENCES)
+        todo = _sequences(plan, next(task for task in tasks if task.leg == leg))
+        whole = sum(plan.part_sequences(part) for part in range(plan.num_parts) if shard.holds(part))
+        total = todo if leg == REFIT_LEG else whole
         watcher.stage_started(leg, total, total - todo, what)
 
     def on_event(event: dict[str, Any]) -> None:

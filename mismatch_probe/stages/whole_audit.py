@@ -8,7 +8,8 @@ from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.executor import open_executor
 from mismatch_probe.stages.measure import measure_run
 from mismatch_probe.stages.plan import RunPlan
-from mismatch_probe.stages.record_score import begin_manifest, record, score
+from mismatch_probe.stages.record_score import begin_manifest, planned_stages, record, score
+from mismatch_probe.stages.simulation import STAGE as SIMULATE
 from mismatch_probe.stages.simulation import simulate_run
 from mismatch_probe.stages.simulation_plan import SimulationPlan
 from mismatch_probe.trace.run_directory import RunDirectory
@@ -34,6 +35,8 @@ def audit_run(
         MismatchProbeError: What a stage raised.
     """
     begin_manifest(run, plan, command, resume=resume)
+    legs = (*plan.rollout_legs(), *plan.train_legs())
+    watcher.stages_planned([*planned_stages(run, plan, legs), *([(SIMULATE, None)] if simulate else [])])
     with open_executor(plan.config) as execute:
         record(run, plan, watcher, execute)
         score(run, plan, watcher, execute)

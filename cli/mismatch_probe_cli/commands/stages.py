@@ -49,7 +49,7 @@ def record(
     from mismatch_probe.errors import ConfigError
     from mismatch_probe.stages.executor import open_executor
     from mismatch_probe.stages.plan import make_plan
-    from mismatch_probe.stages.record_score import begin_manifest, begin_shard
+    from mismatch_probe.stages.record_score import begin_manifest, begin_shard, planned_stages
     from mismatch_probe.stages.record_score import record as record_stage
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.console import ProgressWatcher
@@ -73,6 +73,7 @@ def record(
                 begin_manifest(run, plan, command_line(), resume=False)
             else:
                 begin_shard(run, plan, command_line(), share)
+            watcher.stages_planned(planned_stages(run, plan, plan.rollout_legs(), share))
             with open_executor(settings) as execute:
                 record_stage(run, plan, watcher, execute, share)
 
@@ -101,7 +102,7 @@ def score(
     from mismatch_probe.stages.executor import open_executor
     from mismatch_probe.stages.imported_plan import begin_imported, plan_imported
     from mismatch_probe.stages.plan import make_plan
-    from mismatch_probe.stages.record_score import begin_manifest
+    from mismatch_probe.stages.record_score import begin_manifest, planned_stages
     from mismatch_probe.stages.record_score import score as score_stage
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.console import ProgressWatcher
@@ -127,6 +128,7 @@ def score(
                     begin_imported(run, plan)
                 else:
                     begin_manifest(run, plan, command_line(), resume=True)
+            watcher.stages_planned(planned_stages(run, plan, plan.train_legs(), share))
             with open_executor(settings) as execute:
                 score_stage(run, plan, watcher, execute, share)
 
