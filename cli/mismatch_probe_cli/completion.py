@@ -63,10 +63,12 @@ def knobs(incomplete: str) -> Suggestions:
 
 
 def exporters(incomplete: str) -> Suggestions:
-    """Frameworks that settings can be written for."""
+    """Frameworks that settings can be written for, and the drift profile."""
+    from mismatch_probe.drift.profile import EXPORT_NAME
     from mismatch_probe.export.exporter import exporters as known
 
-    return _matching(((entry.name, entry.summary) for entry in known), incomplete)
+    names = [(entry.name, entry.summary) for entry in known]
+    return _matching([*names, (EXPORT_NAME, "the measured drift, to be injected again")], incomplete)
 
 
 def importers(incomplete: str) -> Suggestions:

@@ -15,9 +15,11 @@ from mismatch_probe.errors import ConfigError
 from mismatch_probe.simulate.extrapolate import StalenessModel
 
 if TYPE_CHECKING:
+    from mismatch_probe.export import ExportedConfig
     from mismatch_probe.trace.run_directory import RunDirectory
 
 SCHEMA_VERSION = 1
+EXPORT_NAME = "drift-profile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +171,16 @@ class DriftProfile:
             return inject_padded(self.law, rollout_logprobs, np.asarray(mask), prompt_ids, seed=seed)
         assert sequence_offsets is not None  # noqa: S101 - one of both, checked above
         return inject_sequences(self.law, rollout_logprobs, sequence_offsets, prompt_ids, seed=seed)
+
+
+def export_profile(run: RunDirectory, *, force: bool = False) -> ExportedConfig:
+    """The profile as `export --to drift-profile` writes it; raises as `DriftProfile.from_run` does."""
+    from mismatch_probe.export import ExportedConfig
+
+    profile = DriftProfile.from_run(run, force=force)
+    notes = tuple(
+        f"{name} is not in the profile: {estimate.reason}"
+        for name, estimate in profile.measured.estimates().items()
+        if estimate.value is None and name in ("kappa", "gaussian_ratio", "k_hat")
+    )
+    return ExportedConfig(profile.to_text(), "json", notes)
