@@ -130,10 +130,10 @@ class ProgressWatcher:
 
     def stage_progress(self, stage: str, sequences: int, tokens: int) -> None:
         """So many more are done."""
-        paced = self._pace.advance(stage, sequences, tokens)
+        now = self._clock()
+        paced = self._pace.advance(stage, sequences, tokens, now)
         if paced is None:
             return
-        now = self._clock()
         if self._progress is not None:
             self._progress.update(self._tasks[stage], completed=paced.done, said=self._stage_text(paced))
             self._show_whole()
@@ -170,7 +170,7 @@ class ProgressWatcher:
         self._console.print(line, soft_wrap=not self._console.is_terminal)
 
     def _counts(self, stage: StagePace) -> list[str]:
-        rate = stage.tokens_per_second(self._clock())
+        rate = stage.tokens_per_second()
         tokens = stage.tokens if not self._live or self._console.width >= _ROOM_FOR_TOKENS else 0
         unit = "tok/s" if self._is_narrow else "tokens/s"
         return ([f"{tokens:,} tokens"] if tokens > 0 else []) + (

@@ -23,6 +23,7 @@ class StagePace:
         tokens: Tokens done in this run.
         began: When it began, by the caller's clock, in seconds; None: not yet.
         ended: When it ended; None: not yet.
+        counted: When tokens were last reported: an engine reports those of a part at its end, the sequences as they finish.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StagePace:
     tokens: int = 0
     began: float | None = None
     ended: float | None = None
+    counted: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -40,11 +42,13 @@ class StagePace:
 
     def elapsed(self, now: float) -> float:
         """Seconds since it began, up to its end."""
-        return 0.0 if self.began is None else (now if self.ended is None else self.ended) - self.began
+        return (
+            0.0 if self.began is None else (now if self.ended is None else min(now, self.ended)) - self.began
+        )
 
-    def tokens_per_second(self, now: float) -> float | None:
-        """Tokens of this run over its time, or None where that is noise."""
-        elapsed = self.elapsed(now)
+    def tokens_per_second(self) -> float | None:
+        """Tokens of this run over the time up to their last report, or None where that is noise."""
+        elapsed = self.elapsed(self.counted)
         return self.tokens / elapsed if self.tokens > 0 and elapsed > SETTLED_S else None
 
     def seconds_per_sequence(self, now: float) -> float | None:
@@ -93,13 +97,15 @@ class Pace:
         self._stages[name] = stage
         return stage
 
-    def advance(self, name: str, sequences: int, tokens: int) -> StagePace | None:
+    def advance(self, name: str, sequences: int, tokens: int, now: float) -> StagePace | None:
         """So many more are done, or fewer where a part is done again; None of a stage that has not begun."""
         stage = self._stages.get(name)
         if stage is None or stage.began is None:
             return None
         stage.done += sequences
         stage.tokens += tokens
+        if tokens > 0:
+            stage.counted = now
         return stage
 
     def finish(self, name: str, now: float) -> StagePace | None:
