@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mismatch_probe.drift.profile import DriftProfile
+from mismatch_probe.drift.profile import SCHEMA_VERSION, DriftProfile
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.result import to_json
 
@@ -50,22 +50,32 @@ def profile_from_json(content: Any) -> DriftProfile:
     Raises:
         ConfigError: Something is missing, unknown, of the wrong type, not finite or out of range.
     """
+    version = content.get("schema_version") if isinstance(content, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"a drift profile of schema version {SCHEMA_VERSION} is expected, found {version!r}", hint=_HINT
+        )
+    try:
+        profile = _built(content)
+    except ConfigError as error:
+        raise ConfigError(f"the drift profile is damaged: {error}", hint=_HINT) from error
+    unknown = _unknown(content, to_json(profile))
+    if unknown:
+        raise ConfigError(f"the drift profile has an unknown key {unknown}", hint=_HINT)
+    return profile
+
+
+def _built(content: Any) -> DriftProfile:
     from pydantic import ValidationError
 
-    version = content.get("schema_version") if isinstance(content, Mapping) else None
-    if version != 1:
-        raise ConfigError(f"a drift profile of schema version 1 is expected, found {version!r}", hint=_HINT)
     try:
         profile: DriftProfile = _adapter().validate_json(json.dumps(content, allow_nan=False), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"the drift profile is damaged at {where}: {first['msg']}", hint=_HINT) from error
+        raise ConfigError(f"{where}: {first['msg']}") from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the drift profile is damaged: {error}", hint=_HINT) from error
-    unknown = _unknown(content, to_json(profile))
-    if unknown:
-        raise ConfigError(f"the drift profile has an unknown key {unknown}", hint=_HINT)
+        raise ConfigError(str(error)) from error
     return profile
 
 

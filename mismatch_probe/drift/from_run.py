@@ -12,6 +12,7 @@ import numpy as np
 from mismatch_probe.drift.document import profile_from_json, profile_to_json
 from mismatch_probe.drift.flips import FlipRates, LayerFlips, fit_flips
 from mismatch_probe.drift.injection import DriftLaw, fit_law, inject_tokens
+from mismatch_probe.drift.length_match import match_length_law
 from mismatch_probe.drift.log_odds import checked_logprobs
 from mismatch_probe.drift.marginals import cell_edges
 from mismatch_probe.drift.profile import DriftProfile, Provenance
@@ -92,7 +93,7 @@ def profile_of_arrays(
     flips = None
     if flipped is not None:
         flips = _flip_rates(flipped, train, rollout, layout, section)
-    law = fit_law(train, rollout, layout, flipped, flips)
+    law = match_length_law(fit_law(train, rollout, layout, flipped, flips), train - rollout, rollout, layout)
     reason = str(section.get("reason") or "routes were not compared")
     measured = read_drift(train - rollout, layout, flipped, flip_reason=reason)
     profile = DriftProfile(

@@ -74,7 +74,10 @@ def inject_tokens(
     displacement = law.calm.displacement(rollout_logprobs, probability)
     if flipped is not None and law.flipped is not None:
         displacement[flipped] = law.flipped.displacement(rollout_logprobs[flipped], probability[flipped])
-    train = logprobs_of(log_odds(rollout_logprobs) + displacement)
+    # Tokens on which both sides agree exactly are common: they stay exact.
+    train = np.where(
+        displacement == 0.0, rollout_logprobs, logprobs_of(log_odds(rollout_logprobs) + displacement)
+    )
     log_ratio = train - rollout_logprobs
     return Injected(
         train_logprobs=train,

@@ -20,6 +20,7 @@ LEAST_LEVEL = 1e-6
 _MIDDLE = (0.16, 0.18, 0.2, 0.225, 0.25, 0.275, 0.3, 0.33, 0.36, 0.4, 0.43, 0.46, 0.5)
 _STRETCHED = 0.02
 _STRETCH = (0.7, 1.4)
+_TIED = 0.01
 _IDLE = 0.005
 _PROBES = 1500
 
@@ -83,25 +84,33 @@ class Cell:
         spread = first + (last - first) * generator.random(displacement.size)
         return np.clip(np.where(tied, spread, between), 1e-9, 1.0 - 1e-9)
 
-    def moved(self, factor: float, shift: float) -> Cell:
-        """The cell moved by `shift`, the outermost displacements stretched.
+    def pivots(self) -> tuple[float, float]:
+        """Displacements at 2 % and 98 %, or where fitted tails begin if that is farther in."""
+        masses = [max(_STRETCHED, 0.0 if tail is None else tail.mass) for tail in (self.lower, self.upper)]
+        low, high = self.quantile(np.array([masses[0], 1.0 - masses[1]]))
+        return float(low), float(high)
 
-        The bulk is not stretched: in low precision it has peaks at whole rounding steps, which belong where they are.
+    def stretched(self, lower: float, upper: float) -> Cell:
+        """The cell with the outermost displacements stretched.
+
+        The bulk stays: in low precision it has peaks at 0 and at whole rounding steps, which belong where they are.
 
         Args:
-            factor: Of the distance from the pivots, the displacements at 2 % and 98 % (or where a fitted tail begins).
-            shift: Of all.
+            lower: Factor, above 0, of distances beyond the lower pivot.
+            upper: Of those beyond the upper.
         """
-        knots, tails = np.array(self.displacements), [self.lower, self.upper]
-        for side, sign in enumerate((-1.0, 1.0)):
-            tail = tails[side]
-            mass = max(_STRETCHED, tail.mass if tail is not None else 0.0)
-            pivot = float(self.quantile(np.array([mass if side == 0 else 1.0 - mass]))[0])
-            knots += (factor - 1.0) * sign * np.maximum(sign * (knots - pivot), 0.0)
-            if tail is not None:
-                edge = pivot + factor * (tail.edge - pivot) + shift
-                tails[side] = ParetoTail(tail.mass, edge, tail.shape, tail.scale * factor, tail.least)
-        moved = tuple(float(d) for d in np.maximum.accumulate(knots) + shift)
+        knots = np.array(self.displacements)
+        low, high = self.pivots()
+        knots += (lower - 1.0) * np.minimum(knots - low, 0.0) + (upper - 1.0) * np.maximum(knots - high, 0.0)
+        tails = [
+            None
+            if tail is None
+            else ParetoTail(
+                tail.mass, pivot + factor * (tail.edge - pivot), tail.shape, tail.scale * factor, tail.least
+            )
+            for tail, pivot, factor in ((self.lower, low, lower), (self.upper, high, upper))
+        ]
+        moved = tuple(float(d) for d in np.maximum.accumulate(knots))
         return Cell(self.max_logprob, self.n, self.levels, moved, tails[0], tails[1])
 
 
@@ -153,8 +162,8 @@ def fit_marginal(train: FloatArray, rollout: FloatArray) -> Marginal:
     """Measures the quantile functions.
 
     Cells are cut so that each holds about the same share of the sum of sqrt |log_ratio|, and of the tokens where that is
-    small. Every cell is then scaled and moved a little so that on the measured tokens the mean of the
-    log-ratio is exactly what was measured, and its mean square too where knots and tails bend it.
+    small. The outermost 2 % of each side of a cell are then stretched, by at most 1.4 either way, so that on the measured
+    tokens mean and mean square of the log-ratio come out as measured, which knots, tails and cells bend a little.
 
     Args:
         train: float64 [tokens] log pi, below 0.
@@ -192,9 +201,10 @@ def _large_enough(order: IntArray, rollout: FloatArray, ends: Sequence[int]) -> 
 
 def _fit_cell(train: FloatArray, rollout: FloatArray) -> Cell:
     displacement = np.sort(log_odds(train) - log_odds(rollout))
-    levels = _ladder(displacement.size)
-    knots = np.quantile(displacement, levels, method="hazen")
-    levels, knots = _without_idle(levels, np.asarray(knots, dtype=np.float64))
+    levels = np.unique(np.concatenate([_ladder(displacement.size), _tie_levels(displacement)]))
+    # Rounded, so that a quantile between two zeros is 0 and not what is left of interpolating.
+    knots = np.round(np.asarray(np.quantile(displacement, levels, method="hazen"), dtype=np.float64), 12)
+    levels, knots = _without_idle(levels, knots)
     tails = [fit_tail(displacement, upper=upper) for upper in (False, True)]
     cell = Cell(
         float(rollout.max()),
@@ -214,6 +224,18 @@ def _ladder(n: int) -> FloatArray:
         at = max(at + 1.0, at * GROWTH)
     lower = np.array([0.0, *steps, *_MIDDLE])
     return np.unique(np.concatenate([lower, 1.0 - lower]))
+
+
+def _tie_levels(ordered: FloatArray) -> FloatArray:
+    """Levels at and just outside the ends of every value that 1 % of the displacements share, so that it keeps its share."""
+    n = ordered.size
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(ordered) > 0.0]))
+    ends = np.append(starts[1:], n)
+    common = (ends - starts >= 2) & (ends - starts >= _TIED * n)
+    edges = np.concatenate(
+        [starts[common] - 0.5, starts[common] + 0.5, ends[common] - 0.5, ends[common] + 0.5]
+    )
+    return np.asarray(np.clip(edges / n, 0.0, 1.0), dtype=np.float64)
 
 
 def _without_idle(levels: FloatArray, knots: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -241,17 +263,19 @@ def _calibrated(cell: Cell, log_ratio: FloatArray, rollout: FloatArray) -> Cell:
     probes = np.sort(rollout)[np.linspace(0, rollout.size - 1, min(_PROBES, rollout.size)).astype(np.int64)]
     odds = log_odds(probes)[:, None]
     probability, weights = _quadrature(cell)
-    factor, shift, moved = 1.0, 0.0, cell
-    for _ in range(10):
-        moved = cell.moved(factor, shift)
-        train = logprobs_of(odds + moved.quantile(probability))
+    raw, (low, high) = cell.quantile(probability), cell.pivots()
+    beyond = np.stack([np.minimum(raw - low, 0.0), np.maximum(raw - high, 0.0)])
+    factors = np.ones(2)
+    for _ in range(6):
+        train = logprobs_of(odds + raw + (factors - 1.0) @ beyond)
         drift = train - probes[:, None]
-        at_mean, at_square = float((drift @ weights).mean()), float((drift**2 @ weights).mean())
-        if not at_square > 0.0:
-            return cell
-        factor = float(np.clip(factor * np.sqrt(square / at_square), *_STRETCH))
-        shift += (mean - at_mean) / max(float((-np.expm1(train) @ weights).mean()), 1e-12)
-    return cell.moved(factor, shift)
+        miss = np.array([mean - (drift @ weights).mean(), square - (drift**2 @ weights).mean()])
+        slope = -np.expm1(train)
+        moments = np.stack([slope.mean(axis=0), 2.0 * (drift * slope).mean(axis=0)]) * weights @ beyond.T
+        if not np.linalg.cond(moments / np.maximum(np.abs(moments).max(axis=1, keepdims=True), 1e-300)) < 1e6:
+            break
+        factors = np.clip(factors + np.linalg.solve(moments, miss), *_STRETCH)
+    return cell.stretched(float(factors[0]), float(factors[1]))
 
 
 def _quadrature(cell: Cell) -> tuple[FloatArray, FloatArray]:
