@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 STYLES = {"pass": "green", "fail": "red", "warn": "yellow", "info": "cyan", "exact": "cyan", "muted": "dim"}
 NARROW, COMMON = 80, 125
+# Columns of the terminal for a column of words at least, and between two columns at most.
+_LEAST_WORDS, _BETWEEN = 7, 3
 # Parts with a table on the terminal; the page has all of them.
 SECTION_TABLES = {"legs": ("steps",), "weights": ("methods-main",)}
 
@@ -96,7 +98,7 @@ def _findings(report: Report, width: int) -> list[RenderableType]:
     if not report.findings:
         return [Text("No findings."), Text("")]
     if width >= NARROW:
-        return [_findings_table(report.findings), Text("")]
+        return [_findings_table(report.findings, width), Text("")]
     items: list[RenderableType] = [_heading("Findings")]
     for finding in report.findings:
         style = STYLES.get(finding.tone, "")
@@ -115,10 +117,10 @@ def _findings(report: Report, width: int) -> list[RenderableType]:
     return [*items, Text("")]
 
 
-def _findings_table(findings: Sequence[Finding]) -> RenderableType:
+def _findings_table(findings: Sequence[Finding], width: int) -> RenderableType:
     from rich.text import Text
 
-    table = _new_table("Findings")
+    table = _new_table("Findings", width)
     for title in ("Code", "Severity", "Finding"):
         table.add_column(title, overflow="fold")
     for title in ("Observed", "Bar", "Passes at"):
@@ -155,14 +157,28 @@ def _table(title: str, table: Table, width: int) -> list[RenderableType]:
 
     rank = 1 if width < NARROW else 2 if width < COMMON else 3
     shown = [index for index, column in enumerate(table.columns) if column.rank <= rank]
-    drawn = _new_table(title)
+    drawn = _new_table(title, width)
+    longest = {i: _longest_word([row[i] for row in table.rows]) for i in shown if table.columns[i].numeric}
+    words = len(shown) - len(longest)
+    # Where not even the numbers fit they are folded; rich would cut what stands on the right.
+    fits = sum(longest.values()) + _LEAST_WORDS * words + _BETWEEN * len(shown) <= width
     for index in shown:
         column = table.columns[index]
-        drawn.add_column(Text(column.title), justify="right" if column.numeric else "left", overflow="fold")
+        drawn.add_column(
+            Text(column.title),
+            justify="right" if column.numeric else "left",
+            overflow="fold",
+            # Words may be broken on a narrow terminal, numbers not: another number would be read.
+            min_width=longest.get(index) if fits else None,
+        )
     for row in table.rows:
         drawn.add_row(*(_cell(row[index], stacked=True) for index in shown))
     below = [note for note in (table.note, *(f"{reason}" for reason in reasons(table, shown))) if note]
     return [drawn, *(Text(note, "dim") for note in below)]
+
+
+def _longest_word(cells: Sequence[Cell]) -> int:
+    return max((len(word) for cell in cells for word in f"{cell.text} {cell.detail}".split()), default=0)
 
 
 def _cell(cell: Cell, *, stacked: bool) -> Text:
@@ -177,9 +193,10 @@ def _cell(cell: Cell, *, stacked: bool) -> Text:
 def _key_numbers(report: Report, width: int) -> list[RenderableType]:
     from rich.text import Text
 
-    table = _new_table("Key numbers")
+    table = _new_table("Key numbers", width)
     table.add_column("Quantity", overflow="fold")
-    table.add_column("Value", justify="right", overflow="fold")
+    values = [number.cell for number in report.key_numbers]
+    table.add_column("Value", justify="right", overflow="fold", min_width=_longest_word(values))
     table.add_column("", overflow="fold")
     for number in report.key_numbers:
         # A reason takes the place of the hint: the reader of a gap wants to know why before what.
@@ -222,7 +239,7 @@ def _heading(title: str) -> Text:
     return Text(title, "bold")
 
 
-def _new_table(title: str) -> RichTable:
+def _new_table(title: str, width: int) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
 
@@ -231,6 +248,6 @@ def _new_table(title: str) -> RichTable:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 1) if width >= NARROW else (0, 1, 0, 0),
         show_edge=False,
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mismatch_probe_reports.figures import prepare_figures
 from mismatch_probe_reports.figures.canvas import Drawing, Missing, Plot, draw
+from mismatch_probe_reports.figures.overview import NAME as OVERVIEW
+from mismatch_probe_reports.figures.overview import overview_png
 from mismatch_probe_reports.html import render_page
 from mismatch_probe_reports.png import write_bytes, write_drawings
 from mismatch_probe_reports.reading import Json
@@ -46,9 +48,11 @@ def write_report(result: Json, run_dir: Path, explorer: Json | None = None) -> R
     drawings = {figure.name: draw(figure) for figure in figures if isinstance(figure, Plot)}
     html = run_dir / "report.html"
     write_bytes(html, _fitting_page(result, figures, explorer, drawings))
+    overview = run_dir / "figures" / f"{OVERVIEW}.png"
     written = write_drawings(figures, drawings, run_dir / "figures")
+    write_bytes(overview, overview_png(result))
     skipped = tuple(figure for figure in figures if isinstance(figure, Missing))
-    return ReportFiles(html, tuple(written), skipped)
+    return ReportFiles(html, (*written, overview), skipped)
 
 
 def _fitting_page(

@@ -15,6 +15,7 @@ def test_files_are_where_the_contract_says(tmp_path: Path) -> None:
         "figures/waterfall.png", "figures/token_probability.png", "figures/ecdf.png",
         "figures/log_weight_length.png", "figures/weights.png", "figures/weight_curves_sequence.png",
         "figures/weight_curves_token.png", "figures/weight_sweep.png", "figures/weight_extrapolation.png",
+        "figures/overview.png",
     ]  # fmt: skip
     dense_model = "left out: tiny-dense is a dense model: it has no experts"
     assert {f"figure {name} {dense_model}" for name in ("routing", "routing_flips")} <= set(
@@ -42,3 +43,27 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
         write_report(dense(), tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_page_that_would_be_too_large_shows_fewer_sequences_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = {"position": 0, "text": "a" * 40, "id": 1, "rollout_p": 0.5, "train_p": 0.4, "log_ratio": -0.2,
+             "entropy": 1.0, "flipped_layers": None}  # fmt: skip
+    sequence = {"sequence": 1, "why": "random", "length": 96, "begin": 0, "log_weight": 0.1, "max_abs_log_ratio": 0.2,
+                "tokens": [token] * 96}  # fmt: skip
+    explorer = {
+        "available": True,
+        "redact": "none",
+        "text": True,
+        "flips_reason": "",
+        "sequences": [sequence] * 9,
+    }
+    whole = write_report(dense(), tmp_path, explorer).html.read_bytes()
+    assert whole.count(b"<details data-weight") == 9 and b"left out: the page" not in whole
+    monkeypatch.setattr("mismatch_probe_reports.write.PAGE_LIMIT", len(whole) - 1)
+    smaller = write_report(dense(), tmp_path, explorer).html.read_bytes()
+    assert len(smaller) < len(whole)
+    assert smaller.count(b"<details data-weight") == 4 and b"5 sequences left out" in smaller
+    monkeypatch.setattr("mismatch_probe_reports.write.PAGE_LIMIT", 1)
+    assert b"9 sequences left out" in write_report(dense(), tmp_path, explorer).html.read_bytes()

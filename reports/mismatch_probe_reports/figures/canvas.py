@@ -82,7 +82,7 @@ class Drawing:
 def draw(plot: Plot) -> Drawing:
     """Draw a plot once, in both formats."""
     with _drawn(plot) as (figure, caption):
-        return Drawing(_to_svg(plot, figure, caption), _to_png(figure, caption))
+        return Drawing(_to_svg(plot, figure, caption), _to_png(figure))
 
 
 def to_svg(plot: Plot) -> str:
@@ -94,6 +94,24 @@ def to_svg(plot: Plot) -> str:
 def to_png(plot: Plot) -> bytes:
     """Return the figure as PNG, see `Drawing`."""
     return draw(plot).png
+
+
+def sheet_png(draw_on: Callable[[SubFigure, Palette], None], height_inches: float) -> bytes:
+    """Return a picture with a head of its own as PNG, 1600 pixels wide, on white.
+
+    Args:
+        draw_on: Draws everything into the whole picture.
+        height_inches: Its height.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _fixed_settings({"font.size": 11.0}):
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        whole: Any = figure.subfigures(1, 1)
+        draw_on(whole, LIGHT)
+        return _to_png(figure)
 
 
 def _to_svg(plot: Plot, figure: Figure, caption: Caption) -> str:
@@ -109,7 +127,7 @@ def _to_svg(plot: Plot, figure: Figure, caption: Caption) -> str:
     return _inline(buffer.getvalue(), plot, caption)
 
 
-def _to_png(figure: Figure, caption: Caption) -> bytes:
+def _to_png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_facecolor(LIGHT.surface)

@@ -65,33 +65,39 @@ class Distribution:
 
 def prepare(result: Json) -> Plot | Missing:
     """Read the distribution and return the plot, or why there is none."""
-    token = result.get("token")
-    if reason := why_absent(token):
-        return Missing(NAME, TITLE, reason)
-    if reason := why_absent(look_up(token, "ecdf")):
-        return Missing(NAME, TITLE, reason)
-    level = read_array(look_up(token, "ecdf", "levels"))
-    drift = read_array(look_up(token, "ecdf", "abs_log_ratio"))
-    if len(level) != len(drift) or len(level) < 2 or not _ascending(level) or not _ascending(drift):
-        return Missing(NAME, TITLE, "levels and values of the distribution do not fit together")
-    count = read_number(look_up(token, "num_tokens")).value
-    tokens = None if count is None else int(count)
-    drawn = (drift > 0) & (drift < DRAWABLE)
-    if not drift.any():
-        who = "all tokens" if tokens is None else f"all {fmt.plural(tokens, 'token')}"
-        return Missing(NAME, TITLE, f"{who} agree exactly, so there is no drift to draw")
-    if drawn.sum() < 2:
-        return Missing(NAME, TITLE, "fewer than two levels have a drift that can be drawn")
-    equal = read_number(look_up(token, "by_probability", "num_exact_zero")).value
-    distribution = Distribution(
-        level[drawn], drift[drawn], tokens, None if equal is None else int(equal), _marks(read_mapping(token))
-    )
+    distribution = read_distribution(result)
+    if isinstance(distribution, str):
+        return Missing(NAME, TITLE, distribution)
+    tokens = distribution.num_tokens
     title = TITLE if tokens is None else f"{TITLE} (n = {fmt.plural(tokens, 'token')})"
 
     def draw(figure: SubFigure, palette: Palette) -> None:
         _draw(figure, palette, distribution)
 
     return Plot(NAME, title, _caption(distribution), HEIGHT_INCHES, draw)
+
+
+def read_distribution(result: Json) -> Distribution | str:
+    """Read the distribution, or say why there is none to draw."""
+    token = result.get("token")
+    if reason := why_absent(token) or why_absent(look_up(token, "ecdf")):
+        return reason
+    level = read_array(look_up(token, "ecdf", "levels"))
+    drift = read_array(look_up(token, "ecdf", "abs_log_ratio"))
+    if len(level) != len(drift) or len(level) < 2 or not _ascending(level) or not _ascending(drift):
+        return "levels and values of the distribution do not fit together"
+    count = read_number(look_up(token, "num_tokens")).value
+    tokens = None if count is None else int(count)
+    drawn = (drift > 0) & (drift < DRAWABLE)
+    if not drift.any():
+        who = "all tokens" if tokens is None else f"all {fmt.plural(tokens, 'token')}"
+        return f"{who} agree exactly, so there is no drift to draw"
+    if drawn.sum() < 2:
+        return "fewer than two levels have a drift that can be drawn"
+    equal = read_number(look_up(token, "by_probability", "num_exact_zero")).value
+    return Distribution(
+        level[drawn], drift[drawn], tokens, None if equal is None else int(equal), _marks(read_mapping(token))
+    )
 
 
 def _ascending(values: NDArray[np.float64]) -> bool:
@@ -152,7 +158,7 @@ def _equals(distribution: Distribution) -> str:
 def _draw(figure: SubFigure, palette: Palette, distribution: Distribution) -> None:
     left, right = figure.subplots(1, 2)
     _draw_share(left, palette, distribution)
-    _draw_tail(right, palette, distribution)
+    draw_tail(right, palette, distribution)
     low, high = (
         distribution.drift[0],
         max(distribution.drift[-1], *(value for *_, value in distribution.marks), 0.0),
@@ -203,7 +209,8 @@ def _draw_share(axes: Axes, palette: Palette, distribution: Distribution) -> Non
     axes.set_ylabel("share of tokens")
 
 
-def _draw_tail(axes: Axes, palette: Palette, distribution: Distribution) -> None:
+def draw_tail(axes: Axes, palette: Palette, distribution: Distribution) -> None:
+    """Draw the share of tokens above each |log-ratio|, with the named quantiles."""
     axes.set_title("share of tokens above (1 - F, log scale)")
     drift, above = distribution.tail()
     axes.plot(drift, above, color=palette.series[0])

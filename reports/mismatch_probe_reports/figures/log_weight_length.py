@@ -15,6 +15,7 @@ from mismatch_probe_reports.figures.style import Palette, plain_ticks
 from mismatch_probe_reports.reading import Json, look_up, read_array, read_number, why_absent
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
 NAME = "log_weight_length"
@@ -54,30 +55,38 @@ class Scatter:
 
 def prepare(result: Json) -> Plot | Missing:
     """Read the sequences and return the plot, or why there is none."""
+    scatter = read_scatter(result)
+    if isinstance(scatter, str):
+        return Missing(NAME, TITLE, scatter)
+    drawn = len(scatter.length)
+    total = read_number(look_up(result.get("sequence"), "num_sequences")).value or drawn
+    title = f"{TITLE} (n = {fmt.plural(int(total), 'sequence')}"
+    title += f", {fmt.integer(drawn)} drawn)" if drawn < total else ")"
+
+    def draw(figure: SubFigure, palette: Palette) -> None:
+        axes = figure.subplots()
+        draw_scatter(axes, palette, scatter)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+
+    return Plot(NAME, title, _caption(scatter), HEIGHT_INCHES, draw)
+
+
+def read_scatter(result: Json) -> Scatter | str:
+    """Read the sequences, or say why there are none to draw."""
     sequence = result.get("sequence")
-    if reason := why_absent(sequence):
-        return Missing(NAME, TITLE, reason)
     raw = look_up(sequence, "scatter")
-    if reason := why_absent(raw):
-        return Missing(NAME, TITLE, reason)
+    if reason := why_absent(sequence) or why_absent(raw):
+        return reason
     length, log_weight = read_array(look_up(raw, "length")), read_array(look_up(raw, "log_weight"))
     if len(length) != len(log_weight):
-        return Missing(NAME, TITLE, "lengths and log-weights do not fit together")
+        return "lengths and log-weights do not fit together"
     advantage = read_array(look_up(raw, "advantage"))
     if len(advantage) != len(length):
         advantage = np.full(len(length), np.nan)
     usable = np.isfinite(length) & np.isfinite(log_weight) & (length > 0) & (np.abs(log_weight) < DRAWABLE)
     if not usable.any():
-        return Missing(NAME, TITLE, "no sequence has a finite log-weight")
-    scatter = _scatter(sequence, length[usable], log_weight[usable], advantage[usable])
-    total = read_number(look_up(sequence, "num_sequences")).value or len(length)
-    title = f"{TITLE} (n = {fmt.plural(int(total), 'sequence')}"
-    title += f", {fmt.integer(int(usable.sum()))} drawn)" if usable.sum() < total else ")"
-
-    def draw(figure: SubFigure, palette: Palette) -> None:
-        _draw(figure, palette, scatter)
-
-    return Plot(NAME, title, _caption(scatter), HEIGHT_INCHES, draw)
+        return "no sequence has a finite log-weight"
+    return _scatter(sequence, length[usable], log_weight[usable], advantage[usable])
 
 
 def _scatter(
@@ -118,8 +127,8 @@ def _caption(scatter: Scatter) -> str:
     return f"{trend} tokens; only {share}: a few sequences drift far more than the rest."
 
 
-def _draw(figure: SubFigure, palette: Palette, scatter: Scatter) -> None:
-    axes = figure.subplots()
+def draw_scatter(axes: Axes, palette: Palette, scatter: Scatter) -> None:
+    """Draw log W of each response against its length, with the measured drift and its band."""
     axes.axhline(0.0, color=palette.muted, linewidth=0.9)
     if scatter.kappa is not None and scatter.sigma is not None:
         grid = np.linspace(0.0, float(scatter.length.max()) * 1.02, 200)
@@ -154,4 +163,3 @@ def _draw(figure: SubFigure, palette: Palette, scatter: Scatter) -> None:
     axes.set_xlabel("response length T (tokens)")
     axes.set_ylabel("log W (nats)")
     plain_ticks(axes, x=True, y=True)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
