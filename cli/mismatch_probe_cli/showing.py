@@ -97,6 +97,7 @@ def show_part(
 def _say_where(run: RunDirectory, files: ReportFiles | None, output_format: Format | ResultFormat) -> None:
     if files is not None:
         for reason in files.skipped:
-            stderr().print(f"[dim]{clean(str(reason))}[/]", soft_wrap=True)
+            notes = stderr()
+            notes.print(f"[dim]{clean(str(reason))}[/]", soft_wrap=not notes.is_terminal)
         console = stdout() if output_format == "text" else stderr()
         console.print(f"report: {clean(str(run.report_path))}", soft_wrap=True)

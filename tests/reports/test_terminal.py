@@ -10,7 +10,9 @@ from rich.console import Console
 
 from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports import render_terminal
+from mismatch_probe_reports.model import build_report
 from mismatch_probe_reports.sections.weights import MAIN
+from mismatch_probe_reports.terminal import SECTION_TABLES
 
 
 def rendered(result: Result, width: int, *, terminal: bool = False) -> str:
@@ -66,3 +68,21 @@ def test_missing_parts_say_why() -> None:
     for section in ("legs", "weights", "routing", "recommendation", "data_quality", "token", "sequence"):
         assert f"{section}: the stage was stopped" in words
     assert "not available" in words
+
+
+@pytest.mark.parametrize("width", [40, 160])
+@pytest.mark.parametrize("name", ["drifting", "dense", "exact"])
+def test_no_number_is_broken_over_lines(name: str, width: int) -> None:
+    result = SAMPLES[name]()
+    written = rendered(result, width).split()
+    numbers = 0
+    for section, shown in SECTION_TABLES.items():
+        for table in build_report(result).section(section).tables:
+            if table.name in shown:
+                for row in table.rows:
+                    for cell, column in zip(row, table.columns, strict=True):
+                        if column.numeric and column.rank == 1:
+                            words = f"{cell.text} {cell.detail}".split()
+                            numbers += len(words)
+                            assert set(words) <= set(written), (row[0].text, column.title)
+    assert numbers > 10
