@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import pytest
 import torch
 import yaml
 from core.export.conftest import build
+from parity.exported import exported, runs
 from parity.trl_side import CHECKPOINT
 
-from mismatch_probe.errors import ConfigError
 from mismatch_probe.export import export_config
-from mismatch_probe.weights import available_methods
 
 # What verl has no default for; nothing of it is exported.
 MEGATRON = ("model_engine=megatron",)
@@ -27,22 +25,7 @@ NEEDED = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "actor_rollo
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
-    """Runs with little and much noise, of a dense and of a mixture model."""
-    return {
-        "dense": build(noise=0.1, explained=None),
-        "replay not worth it": build(noise=0.02, explained=0.1),
-        "replay": build(noise=0.3, explained=0.8),
-    }
-
-
-def exported(to: str, results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """Method, kind of run and text of all that an exporter can write."""
-    for method in available_methods():
-        for kind, result in results.items():
-            try:
-                yield method, kind, export_config(result, to, method=method).text
-            except ConfigError as error:
-                assert "cannot express" in str(error)
+    return runs()
 
 
 @functools.cache
@@ -86,7 +69,8 @@ def test_verl_takes_the_yaml(subtests: pytest.Subtests, results: dict[str, dict[
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.utils.config import omega_conf_to_dataclass
 
-    for method, kind, text in exported("verl", results):
+    for method, kind, config in exported("verl"):
+        text = config.text
         with subtests.test(method=method, kind=kind):
             merged = in_verl(text, *(MEGATRON if kind == "replay" else ()))
             fragment = OmegaConf.create(text)
@@ -174,11 +158,11 @@ def trl_config(text: str, folder: Path) -> Any:
 def test_trl_parses_the_yaml(
     subtests: pytest.Subtests, results: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    for method, kind, text in exported("trl", results):
+    for method, kind, config in exported("trl"):
         with subtests.test(method=method, kind=kind):
-            config = trl_config(text, tmp_path)
-            for name, value in yaml.safe_load(text).items():
-                assert getattr(config, name) == value, name
+            read = trl_config(config.text, tmp_path)
+            for name, value in yaml.safe_load(config.text).items():
+                assert getattr(read, name) == value, name
 
 
 @pytest.mark.parametrize("method", ["vespo", "gspo", "two_sided"])
