@@ -34,8 +34,11 @@ class Example:
 
 
 def pages() -> list[Path]:
-    """README and every page of the documentation."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README and every page of the documentation but cli.md, which repeats the examples of `--help`."""
+    return [
+        ROOT / "README.md",
+        *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "cli.md"),
+    ]
 
 
 def printed() -> list[Example]:
