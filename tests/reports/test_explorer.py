@@ -1,15 +1,10 @@
 """The token explorer: what is picked, what is shown of it, and that hostile text stays text."""
 
-import html
 import re
-import shutil
-import subprocess
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reports.sample import HOSTILE, dense
@@ -19,7 +14,6 @@ from mismatch_probe_reports.figures import prepare_figures
 from mismatch_probe_reports.html import render_page
 from mismatch_probe_reports.sections.explorer import build_explorer
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NASTY = (HOSTILE, "\u202egnp.exe", '" onmouseover="document.title=\'owned\'" x="', "<b>&amp;", "a" * 100_000)
 
 
@@ -97,21 +91,3 @@ def test_page_is_stable_and_numbers_stand_without_script() -> None:
         and "flipped in layers 3" in static
         and "p rollout 0.500, train 0.250" in static
     )
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium")
-def test_script_runs_under_the_policy_and_hostile_tokens_do_not(tmp_path: Path) -> None:
-    assert BROWSER is not None
-    page = tmp_path / "page.html"
-    page.write_text(render(section()))
-    finished = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=2000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    dom = finished.stdout
-    assert "10 tokens match" in dom, "the explorer's own script did not run"
-    explorer = dom[dom.index('<section id="explorer"') : dom.index('<section id="findings"')]
-    assert "<img" not in explorer and "<script" not in explorer and "onmouseover" in html.unescape(explorer)
-    assert not re.search(r"<[^>]*\sonmouseover=", re.sub(r'"[^"]*"', '""', explorer))
-    assert "\u202e" not in dom and "owned" not in re.findall(r"<title>(.*?)</title>", dom)[0]
