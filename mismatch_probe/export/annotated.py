@@ -88,7 +88,7 @@ def render(head: Iterable[str], entries: Iterable[Entry], tail: Iterable[str] = 
         open_path = parents
         indent = 2 * len(parents)
         lines += comment(entry.because, indent)
-        lines.append(f"{' ' * indent}{leaf}: {_flow(entry.value)}")
+        lines.append(f"{' ' * indent}{leaf}: {flow(entry.value)}")
     for paragraph in tail:
         lines += comment(paragraph)
     return "\n".join(lines) + "\n"
@@ -109,7 +109,7 @@ def render_toml(head: Iterable[str], entries: Iterable[Entry], tail: Iterable[st
             table = parent
         if entry.value is None:
             raise ValueError(f"TOML has no null for {entry.key}")
-        lines += [*comment(entry.because), f"{leaf} = {_flow(entry.value)}"]
+        lines += [*comment(entry.because), f"{leaf} = {flow(entry.value)}"]
     lines += [line for paragraph in tail for line in comment(paragraph)]
     return "\n".join(lines) + "\n"
 
@@ -140,9 +140,10 @@ def overrides(entries: Iterable[Entry]) -> list[str]:
     return [f"{entry.key}={_hydra(entry.value)}" for entry in entries]
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
+    """A value on one line: a scalar, or a tuple of scalars or of mappings to scalars."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_flow, value))}]"
+        return f"[{', '.join(map(flow, value))}]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {scalar(item)}" for key, item in value.items()) + "}"
     return scalar(value)

@@ -148,6 +148,8 @@ class Workbench:
             "".join(json.dumps({"prompt_id": f"p{i}", "prompt": f"{i}+1="}) + "\n" for i in range(256))
         )
         (place / "probe.toml").write_text(_probe_toml())
+        (place / "ppo_trainer.yaml").write_text("algorithm:\n  gamma: 1.0  # as before\n")
+        (place / "rl.toml").write_text("[trainer.loss]\ndppo_mask_low = 0.1  # as before\n")
         (place / "bars.toml").write_text(_toml("check.md", "k3_max"))
         (place / "logs").mkdir()
         shutil.copy(_GOLDEN / "nemo-rl" / "train_data_step5.jsonl", place / "logs")
