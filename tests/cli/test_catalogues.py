@@ -137,10 +137,17 @@ def test_a_wrong_name_gives_near_ones(arguments, near):
 
 def test_no_escape_into_a_pipe_or_with_no_color(monkeypatch):
     assert not any("\x1b" in shown(verb) for verb in ("methods", "engines", "explain"))
-    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    stream = io.StringIO()
-    quiet = console.stdout()
-    quiet.file = stream
-    quiet.print("[bold red]drift[/]")
-    assert "\x1b[31" not in stream.getvalue() and "\x1b[1;31" not in stream.getvalue()
+    assert "\x1b[1;31m" in coloured(), "the same with colours"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in coloured()
+
+
+def coloured():
+    written = io.StringIO()
+    for made in (console.stdout(), console.stderr()):
+        made.file = written
+        made.print("[bold red]drift[/] [dim]quiet[/]")
+    return written.getvalue()
