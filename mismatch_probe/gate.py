@@ -86,8 +86,12 @@ def hold_gate(
     held = tuple(_hold(outcome, named, strict) for outcome in outcomes(result, bars))
     failed = [item.outcome for item in held if item.state == "fail"]
     short = [outcome for outcome in failed if outcome.code == "MP902"]
-    # Without a token number there is nothing that the bars could pass.
-    absent = [item for item in held if item.state == "skip" and item.named]
+    # Without a token K3 there is nothing that the other bars could pass.
+    absent = [
+        item
+        for item in held
+        if item.state == "skip" and (item.named or item.outcome.code in ("MP201", "MP202"))
+    ]
     untrusted = result["token"].get("available") is False
     known = {key for item in held for key in item.outcome.keys}
     idle = tuple(
@@ -105,6 +109,9 @@ def hold_gate(
             held, "inconclusive", EXIT_INCONCLUSIVE,
             f"Nothing can be concluded: {first.name} could not be had: {first.detail}.", idle,
         )  # fmt: skip
+    if result["data_quality"].get("trusted") is False:
+        # A failed check breaks the gate above; a result that only says so is not to be passed on the word of its numbers.
+        return Gate(held, "inconclusive", EXIT_INCONCLUSIVE, _first("Nothing can be concluded", []), idle)
     passed = sum(item.state == "pass" and item.decides for item in held)
     return Gate(held, "pass", EXIT_PASS, f"All {passed} bars that decide hold.", idle)
 

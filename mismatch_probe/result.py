@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,39 @@ def check_schema(result: Mapping[str, Any], path: Path) -> None:
         path: Where it was read from, for the message.
 
     Raises:
-        RunDirectoryError: It does not follow the schema; the message says where.
+        RunDirectoryError: It does not follow the schema, or has a number that is not finite, which JSON has no form for
+            and Python reads all the same; the message says where.
     """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
     schema = read_json(SCHEMA_PATH)
-    error = best_match(Draft202012Validator(schema).iter_errors(result))
+    place = _not_finite(result)
+    if place is not None:
+        raise RunDirectoryError(
+            f"{path} is damaged: {place} is no finite number",
+            hint=f"run: mismatch-probe measure {path.parent}",
+        )
+    try:
+        error = best_match(Draft202012Validator(schema).iter_errors(result))
+    except RecursionError as deep:
+        raise RunDirectoryError(f"{path} is nested too deeply for a result") from deep
     if error is not None:
         raise RunDirectoryError(
             f"{path} does not follow the schema of results: {error.json_path}: {error.message[:300]}",
             hint=f"run: mismatch-probe measure {path.parent}",
         )
+
+
+def _not_finite(result: Mapping[str, Any]) -> str | None:
+    """Where a number is NaN, infinite, or an integer beyond float64; None where none is. Depth is no limit to it."""
+    left: list[tuple[str, Any]] = [("$", result)]
+    while left:
+        place, item = left.pop()
+        if isinstance(item, Mapping):
+            left += [(f"{place}.{key}", value) for key, value in item.items()]
+        elif isinstance(item, list):
+            left += [(f"{place}[{index}]", value) for index, value in enumerate(item)]
+        elif isinstance(item, int | float) and not abs(item) <= sys.float_info.max:
+            return place
+    return None

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mismatch_probe.errors import ConfigError
 
@@ -17,7 +17,8 @@ from mismatch_probe.errors import ConfigError
 class Bars(BaseModel):
     """See `bars.toml` for what each one means and where it comes from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A bar at infinity is held by everything.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     min_tokens: int = Field(ge=1)
     min_prompts: int = Field(ge=1)
@@ -35,6 +36,13 @@ class Bars(BaseModel):
     replay_explained: float = Field(gt=0, le=1)
     sign_balance: float = Field(gt=0, le=1)
     kept_fraction: float = Field(gt=0, le=1)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("a bar is a number, not a truth value")
+        return value
 
 
 @cache

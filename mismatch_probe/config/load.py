@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mismatch_probe.config.bars import load_bars
+from mismatch_probe.config.bars import Bars, load_bars
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.errors import ConfigError
 
@@ -65,7 +65,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         )
     try:
         return key, tomllib.loads(f"value = {raw}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return key, raw
 
 
@@ -84,10 +84,26 @@ def read_bars(path: Path) -> dict[str, Any]:
     """Bars of a TOML file by key: a copy of bars.toml, or a config file with a [bars] table.
 
     Raises:
-        ConfigError: The file cannot be read or names an unknown bar.
+        ConfigError: The file cannot be read, names no bar or an unknown one, or has a value out of range.
     """
     content = read_toml(path)
-    named = content["bars"] if isinstance(content.get("bars"), dict) else content
+    table = content.get("bars")
+    if table is None:
+        named = content
+    elif not isinstance(table, dict):
+        raise ConfigError(
+            f"{path}: bars is no table", hint="write [bars], and below it a line KEY = VALUE for each bar"
+        )
+    else:
+        named = table
+        beside = [key for key in content if key in Bars.model_fields]
+        if beside:
+            raise ConfigError(
+                f"{path}: {beside[0]} stands above the table [bars] and would not be read",
+                hint="move it below [bars]",
+            )
+    if not named:
+        raise ConfigError(f"{path} names no bar", hint="write a line such as: k3_max = 1e-2")
     load_bars(named)
     return dict(named)
 
@@ -103,7 +119,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path} is too large for a configuration", hint="a config file is a few lines of TOML"
             )
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"config file {path} does not exist", hint="check the path") from error
     except IsADirectoryError as error:
@@ -112,7 +129,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # A ValueError that is no TOMLDecodeError is an integer of thousands of digits.
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 

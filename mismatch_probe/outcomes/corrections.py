@@ -24,12 +24,13 @@ def routing_outcomes(result: Mapping[str, Any], bars: Bars) -> Iterator[Outcome]
         keys, agreement, bars.set_agreement, "share of routers", n,
     )  # fmt: skip
     own = (routing.get("replay") or {}).get("self_replay") or {}
-    if own.get("available"):
+    most = value_of(own, "max_abs_change")
+    if own.get("available") and most is not None:
         yield Outcome(
-            "replaying a forward's own experts", "MP404", "held" if own["exact"] else "broken", "warning",
-            f"with a forward's own experts forced on it, {own['num_changed']} of {own['num_tokens']} tokens move, by up to "
-            f"{own['max_abs_change']:.3g} nats",
-            (), own["max_abs_change"], 0.0, "nats", own["num_tokens"],
+            "replaying a forward's own experts", "MP404", "held" if own.get("exact") else "broken", "warning",
+            f"with a forward's own experts forced on it, {own.get('num_changed')} of {own.get('num_tokens')} tokens move, "
+            f"by up to {most:.3g} nats",
+            (), most, 0.0, "nats", own.get("num_tokens"),
         )  # fmt: skip
 
 

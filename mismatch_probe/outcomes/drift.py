@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mismatch_probe.config.bars import Bars
+from mismatch_probe.findings import Severity
 from mismatch_probe.outcomes.outcome import Outcome, missing, reason_of, value_of
 
 
@@ -53,36 +54,50 @@ def k3_bar(result: Mapping[str, Any], bars: Bars) -> K3Bar:
 def token_drift_outcomes(result: Mapping[str, Any], bars: Bars) -> Iterator[Outcome]:
     """The token K3 and its kin, and the rollout engine against itself."""
     token = result["token"]
-    k3, n = value_of(token, "k3"), token["num_tokens"]
+    n = token["num_tokens"]
+    yield from _engine_against_itself(result, bars)
     if token.get("exact"):
         yield Outcome(
             "token K3", "MP201", "held", "error", "train/forward equals rollout/decode in every bit",
             ("k3_over_rounding", "k3_over_noise", "k3_dense", "k3_moe", "k3_max"), 0.0, None, "nats", n,
         )  # fmt: skip
-        return
-    yield from _engine_against_itself(result, bars)
-    bar = k3_bar(result, bars)
+    else:
+        yield _token_k3(token, k3_bar(result, bars))
+    yield _mean_abs(token, bars)
+    yield _extreme(token, bars)
+
+
+def _token_k3(token: Mapping[str, Any], bar: K3Bar) -> Outcome:
+    name, n = "token K3", token["num_tokens"]
+    k3, clamped = value_of(token, "k3"), value_of(token, "k3_clamped")
+    if k3 is None and clamped is not None and clamped > bar.value:
+        # Clamping only ever takes away: what is beyond the bar with it is beyond it without.
+        return Outcome(
+            name, bar.code, "broken", "error",
+            f"token K3 has no number ({reason_of(token.get('k3'))}); with log-ratios clamped it is {clamped:.3g} nats, "
+            f"{clamped / bar.value:.3g} times the bar ({bar.meaning})",
+            bar.keys, clamped, bar.value, "nats", n,
+        )  # fmt: skip
     if k3 is None:
-        yield missing("token K3", bar.code, "error", reason_of(token, token.get("k3")), bar.keys)
-        return
-    yield Outcome(
-        "token K3", bar.code, "broken" if k3 > bar.value else "held", "error",
+        return missing(name, bar.code, "error", reason_of(token, token.get("k3")), bar.keys)
+    return Outcome(
+        name, bar.code, "broken" if k3 > bar.value else "held", "error",
         f"token K3 is {k3:.3g} nats, {k3 / bar.value:.3g} times the bar ({bar.meaning})",
         bar.keys, k3, bar.value, "nats", n,
     )  # fmt: skip
+
+
+def _mean_abs(token: Mapping[str, Any], bars: Bars) -> Outcome:
+    name, keys = "mean |log-ratio|", ("mean_abs_log_ratio",)
     mean_abs = value_of(token, "mean_abs_log_ratio")
-    keys = ("mean_abs_log_ratio",)
     if mean_abs is None:
-        yield missing(
-            "mean |log-ratio|", "MP203", "warning", reason_of(token, token.get("mean_abs_log_ratio")), keys
-        )
-    else:
-        yield Outcome(
-            "mean |log-ratio|", "MP203", "broken" if mean_abs > bars.mean_abs_log_ratio else "held", "warning",
-            f"the average token differs by {mean_abs:.3g} nats",
-            keys, mean_abs, bars.mean_abs_log_ratio, "nats", n,
-        )  # fmt: skip
-    yield _extreme(token, bars)
+        reason = reason_of(token, token.get("mean_abs_log_ratio"))
+        return missing(name, "MP203", "warning", reason, keys)
+    return Outcome(
+        name, "MP203", "broken" if mean_abs > bars.mean_abs_log_ratio else "held", "warning",
+        f"the average token differs by {mean_abs:.3g} nats",
+        keys, mean_abs, bars.mean_abs_log_ratio, "nats", token["num_tokens"],
+    )  # fmt: skip
 
 
 def _extreme(token: Mapping[str, Any], bars: Bars) -> Outcome:
@@ -100,16 +115,18 @@ def _extreme(token: Mapping[str, Any], bars: Bars) -> Outcome:
 
 def _engine_against_itself(result: Mapping[str, Any], bars: Bars) -> Iterator[Outcome]:
     name, keys = "decode against prefill of the rollout engine", ("decode_prefill_over_floor",)
+    # Where the trainer equals decode in every bit, the two sides agree whatever prefill does.
+    severity: Severity = "warning" if result["token"].get("exact") else "error"
     floor = result["legs"]["floor"]
     own = value_of(floor, "decode_prefill_k3")
     others = [v for v in (value_of(floor, "repeat_k3"), value_of(floor, "rounding_k3")) if v]
     if own is None or not others:
         reason = "the leg rollout/prefill was not taken" if own is None else "no floor to hold it against"
-        yield missing(name, "MP204", "error", reason, keys)
+        yield missing(name, "MP204", severity, reason, keys)
         return
     bar = bars.decode_prefill_over_floor * max(others)
     yield Outcome(
-        name, "MP204", "broken" if own > bar else "held", "error",
+        name, "MP204", "broken" if own > bar else "held", severity,
         f"decode and prefill of the rollout engine differ by K3 {own:.3g} nats",
         keys, own, bar, "nats", result["token"]["num_tokens"],
     )  # fmt: skip
@@ -119,12 +136,13 @@ def tails_outcomes(result: Mapping[str, Any], bars: Bars) -> Iterator[Outcome]:
     """k-hat and effective size of the sequence weights, and the length they carry."""
     sequence = result["sequence"]
     n, k_hat = sequence["num_sequences"], sequence["k_hat"]
-    if k_hat["state"] == "value":
-        most = k_hat["good_k"] if bars.k_hat_max is None else bars.k_hat_max
+    shape = value_of(k_hat, "value") if k_hat["state"] == "value" else None
+    most = value_of(k_hat, "good_k") if bars.k_hat_max is None else bars.k_hat_max
+    if shape is not None and most is not None:
         yield Outcome(
-            "k-hat of W", "MP301", "broken" if k_hat["value"] > most else "held", "warning",
-            f"k-hat of W is {k_hat['value']:.2f}; with {n} sequences {most:.2f} is the most",
-            ("k_hat_max",), k_hat["value"], most, "", n,
+            "k-hat of W", "MP301", "broken" if shape > most else "held", "warning",
+            f"k-hat of W is {shape:.2f}; with {n} sequences {most:.2f} is the most",
+            ("k_hat_max",), shape, most, "", n,
         )  # fmt: skip
     elif k_hat["state"] == "exact":
         yield Outcome("k-hat of W", "MP301", "held", "warning", "all weights are 1", ("k_hat_max",), n=n)

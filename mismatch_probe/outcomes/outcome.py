@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,11 +54,20 @@ class Outcome:
 
 
 def value_of(section: Mapping[str, Any] | None, key: str) -> float | None:
-    """A number of a section, whether it is plain or an estimate; None where it could not be had."""
+    """A finite number of a section, whether it is plain or an estimate; None where it could not be had.
+
+    NaN is none: it is neither above nor below a bar, so it would hold at every one.
+    """
     item = (section or {}).get(key)
     if isinstance(item, Mapping):
         item = item.get("value")
-    return float(item) if isinstance(item, int | float) else None
+    if not isinstance(item, int | float) or isinstance(item, bool):
+        return None
+    try:
+        value = float(item)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def missing(name: str, code: str, severity: Severity, reason: str, keys: tuple[str, ...]) -> Outcome:

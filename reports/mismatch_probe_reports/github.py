@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mismatch_probe.errors import ConfigError
 from mismatch_probe.gate import Gate
 from mismatch_probe.outcomes import Outcome
 from mismatch_probe_reports.format import clean
@@ -63,7 +64,7 @@ def matrix_annotations(matrix: Json) -> list[str]:
 
 
 def gate_annotations(gate: Gate) -> list[str]:
-    """The sentence of a gate, and each bar that is broken or was named and could not be had, as annotations."""
+    """A gate as annotations: its sentence, each bar that is broken, and each named one without a number or a say."""
     level = {"pass": "notice", "drift": "error"}.get(gate.name, "warning")
     lines = [annotation(level, f"Mismatch Probe: {gate.name.upper()}", gate.sentence)]
     for state, shown in (("fail", "error"), ("warn", "warning"), ("note", "notice")):
@@ -73,6 +74,7 @@ def gate_annotations(gate: Gate) -> list[str]:
         for item in gate.held
         if item.state == "skip" and item.named
     ]
+    lines += [annotation("notice", f"{key} has no say here", reason) for key, reason in gate.idle]
     return lines
 
 
@@ -89,12 +91,18 @@ def write_job_summary(markdown: str) -> Path | None:
     """Append Markdown to the summary of the GitHub job that runs this; None where none runs.
 
     Raises:
-        OSError: The file that GitHub named cannot be written to.
+        ConfigError: The file that GitHub named cannot be written to.
     """
     named = os.environ.get(SUMMARY_VARIABLE)
     if not named:
         return None
     path = Path(named)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(markdown + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(markdown + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"the job summary {path} cannot be written: {error.strerror or error}",
+            hint=f"unset {SUMMARY_VARIABLE}, or let it name a file that can be written to",
+        ) from error
     return path

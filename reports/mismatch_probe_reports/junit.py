@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
+from mismatch_probe.errors import ConfigError
 from mismatch_probe.gate import Gate, Held
 from mismatch_probe_reports.format import clean
 from mismatch_probe_reports.png import write_bytes
@@ -53,10 +54,16 @@ def write_junit(gate: Gate, result: Json, path: Path) -> None:
     """Write the XML whole or not at all.
 
     Raises:
-        OSError: The file cannot be written.
+        ConfigError: The file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, render_junit(gate, result))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, render_junit(gate, result))
+    except OSError as error:
+        raise ConfigError(
+            f"the JUnit file {path} cannot be written: {error.strerror or error}",
+            hint="--junit takes the path of a file in a folder that can be written to",
+        ) from error
 
 
 def _digit(item: Held) -> str:

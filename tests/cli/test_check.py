@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 from running import run_cli
@@ -97,3 +98,41 @@ def test_findings_of_a_result_are_annotations(run):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("::error title=Mismatch Probe%3A DRIFT::")
     assert any(line.startswith("::error title=MP20") for line in lines[1:])
+
+
+def test_what_is_read_is_not_written_over(run, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_bytes((run / "result.json").read_bytes())
+    named = bars(tmp_path, "k3_max = 1.0\n")
+    for target in (str(path), named):
+        before = Path(target).read_bytes()
+        done = run_cli("check", str(path), "--bars", named, "--junit", target)
+        assert done.status == 2 and "would write over" in done.stderr
+        assert Path(target).read_bytes() == before
+
+
+def test_output_that_cannot_be_written_is_status_2_and_no_bug(run, tmp_path):
+    done = run_cli("check", str(run), "--junit", str(tmp_path))
+    assert done.status == 2 and "JUnit" in done.stderr and "bug" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = run_cli("check", str(run), "--format", "github", GITHUB_STEP_SUMMARY=str(tmp_path))
+    assert done.status == 2 and "GITHUB_STEP_SUMMARY" in done.stderr and "bug" not in done.stderr
+
+
+def test_nan_in_a_result_is_status_2_and_no_pass(run, tmp_path):
+    made = json.loads((run / "result.json").read_text())
+    made["token"]["k3"]["value"] = float("nan")
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(made))
+    done = run_cli("check", str(path), "--set", "bars.k3_max=1")
+    assert done.status == 2 and "$.token.k3.value is no finite number" in done.stderr
+
+
+def test_a_named_bar_without_a_say_is_a_notice(run):
+    done = run_cli(
+        "check", str(run), "--set", "bars.k3_max=1", "--set", "bars.k3_moe=1", "--format", "github"
+    )
+    assert done.status == 0
+    assert any(
+        line.startswith("::notice title=k3_moe has no say here::") for line in done.stdout.splitlines()
+    )

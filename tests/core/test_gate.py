@@ -114,3 +114,60 @@ def test_an_unknown_bar_names_the_nearest():
     with pytest.raises(ConfigError, match="unknown bar") as caught:
         load_bars({"sequence_es": 0.1})
     assert "sequence_ess" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("absent", [float("nan"), float("inf"), 10**400, None, True])
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("token__k3", "k3_max"),
+        ("token__mean_abs_log_ratio", "mean_abs_log_ratio"),
+        ("sequence__ess", "sequence_ess"),
+        ("sequence__k_hat", "k_hat_max"),
+        ("routing__set_agreement", "set_agreement"),
+    ],
+)
+def test_what_is_no_number_holds_at_no_bar(path, key, absent):
+    made = result(**{path: {**estimate(absent), "state": "value", "good_k": 0.5, "reason": "overflow"}})
+    gate = hold_gate(made, load_bars({key: 0.5}), {key})
+    assert (gate.name, gate.exit_code) == ("inconclusive", 3)
+    assert "could not be had" in gate.sentence
+
+
+def test_without_a_token_k3_nothing_passes_and_the_other_bars_are_still_held():
+    made = result(
+        token__k3={**estimate(None), "reason": "too little"}, token__mean_abs_log_ratio=estimate(1.0)
+    )
+    gate = hold_gate(made, load_bars())
+    assert (gate.name, gate.exit_code) == ("inconclusive", 3) and "too little" in gate.sentence
+    assert state(gate, "MP203") == {"warn"}
+    assert hold_gate(made, load_bars(), {"mean_abs_log_ratio"}).name == "drift"
+
+
+def test_a_k3_that_overflows_is_drift_by_what_is_left_of_it_when_clamped():
+    made = result(token__k3={**estimate(None), "reason": "exp(l) overflows"}, token__k3_clamped=9.7e4)
+    gate = hold_gate(made, load_bars())
+    assert gate.name == "drift" and "exp(l) overflows" in gate.sentence
+    (broken,) = gate.of_state("fail")
+    assert broken.observed == 9.7e4
+
+
+def test_sides_that_are_equal_still_answer_to_bars_that_are_named():
+    made = result(token__exact=True, token__k3=estimate(0.0), token__mean_abs_log_ratio=estimate(0.0))
+    named = {"mean_abs_log_ratio", "extreme_rate_2", "decode_prefill_over_floor"}
+    gate = hold_gate(made, load_bars(), named)
+    assert gate.name == "pass" and gate.idle == ()
+    # The engine against itself: a warning where the sides agree, which a name lets decide.
+    apart = {**made, "legs": {"floor": {**made["legs"]["floor"], "decode_prefill_k3": estimate(0.1)}}}
+    assert hold_gate(apart, load_bars()).name == judge(apart, load_bars()).name == "pass"
+    assert hold_gate(apart, load_bars(), named).name == "drift"
+
+
+def test_a_result_that_calls_itself_untrusted_is_not_passed():
+    gate = hold_gate(result(data_quality__trusted=False), load_bars())
+    assert (gate.name, gate.exit_code) == ("inconclusive", 3)
+
+
+def test_a_replay_without_numbers_is_left_out():
+    made = result(routing__replay={"self_replay": {"available": True, "max_abs_change": None}})
+    assert state(hold_gate(made, load_bars()), "MP404") == set()

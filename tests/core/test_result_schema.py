@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from benchmarks.synthetic_run import Planted, write_run
 from mismatch_probe.errors import RunDirectoryError
-from mismatch_probe.result import SCHEMA_PATH, check_schema
+from mismatch_probe.result import SCHEMA_PATH, check_schema, read_result
 from mismatch_probe.stages.events import SilentWatcher
 from mismatch_probe.stages.measure import measure_run
 from mismatch_probe.stages.simulation import simulate_run
@@ -145,3 +145,13 @@ def test_the_message_says_where(measured, tmp_path):
     changed["findings"] = [{"code": "MP201"}]
     with pytest.raises(RunDirectoryError, match=r"\$\.findings\[0\]"):
         check_schema(changed, tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
+def test_a_number_that_is_not_finite_is_refused(measured, tmp_path, literal):
+    path = tmp_path / "result.json"
+    made = copy.deepcopy(measured)
+    made["token"]["k3"]["value"] = "HERE"
+    path.write_text(json.dumps(made).replace('"HERE"', literal))
+    with pytest.raises(RunDirectoryError, match=r"\$\.token\.k3\.value is no finite number"):
+        check_schema(read_result(path), path)

@@ -68,6 +68,10 @@ def check(
                 f"check has no use for --set {assignment}", hint="only bars.KEY=VALUE can be set here"
             )
     named |= load_config(None, assignments or (), {}).bars
+    if junit is not None and any(
+        junit.resolve() == read.resolve() for read in (result_path, bars_path) if read is not None
+    ):
+        raise ConfigError(f"--junit {junit} would write over what is read", hint="name another file")
     gate = hold_gate(result, load_bars({**result["bars"], **named}), named, strict=strict)
     if junit is not None:
         write_junit(gate, result, junit)

@@ -1,7 +1,7 @@
 import pytest
 
 from mismatch_probe.config.bars import default_bars_text, load_bars
-from mismatch_probe.config.load import known_keys, load_config, parse_assignment
+from mismatch_probe.config.load import known_keys, load_config, parse_assignment, read_bars
 from mismatch_probe.errors import ConfigError
 
 
@@ -115,3 +115,41 @@ def test_bars_can_be_changed_and_unknown_ones_are_refused():
     assert "min_tokens" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="sequence_ess"):
         load_bars({"sequence_ess": 2.0})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), True, 10**400])
+def test_a_bar_is_a_finite_number(value):
+    with pytest.raises(ConfigError, match=r"bars\.k3_max"):
+        load_bars({"k3_max": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no bar"),
+        ("[bars]\n", "names no bar"),
+        ("bars = 3\n", "no table"),
+        ("[[bars]]\nk3_max = 1\n", "no table"),
+        ("k3_max = 1\n[bars]\nsequence_ess = 0.5\n", "k3_max stands above"),
+        ("k3_max = " + "9" * 5000, "not valid TOML"),
+        ("k3_max = " + "[" * 5000, "not valid TOML"),
+    ],
+)
+def test_a_file_of_bars_that_would_not_be_held_is_refused(tmp_path, text, said):
+    path = tmp_path / "bars.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_bars(path)
+
+
+def test_a_file_of_bars_may_be_a_config_file_or_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "bars.toml"
+    path.write_text("[bars]\nk3_max = 0.5\n[rollout]\nengine = 'vllm'\n")
+    assert read_bars(path) == {"k3_max": 0.5}
+    path.write_text("k3_max = 0.5\n", encoding="utf-8-sig")
+    assert read_bars(path) == {"k3_max": 0.5}
+
+
+def test_a_value_of_thousands_of_digits_stays_text():
+    digits = "9" * 5000
+    assert parse_assignment(f"bars.k3_max={digits}") == ("bars.k3_max", digits)
