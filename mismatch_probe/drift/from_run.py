@@ -24,7 +24,9 @@ from mismatch_probe.stats.layout import BoolArray, FloatArray, SequenceLayout
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 
-REPEATS = 200
+REPEATS = (40, 200)
+TOKENS_DRAWN = 6_000_000
+"""Draws behind the interval of k-hat: at most 200, fewer where that would draw more tokens, at least 40."""
 
 
 def profile_of_run(run: RunDirectory | Path | str, *, force: bool = False) -> DriftProfile:
@@ -108,14 +110,15 @@ def _with_spread(
     """The interval of k-hat, widened to what the law's own draws span.
 
     A fitted shape's error takes its tail for a Pareto one. Where a few tokens make the tail of log W it is not, and
-    only drawing such tokens anew shows how far k-hat moves: the middle 95 % of 200 draws.
+    only drawing such tokens anew shows how far k-hat moves: the middle 95 % of up to 200 draws.
     """
     k_hat = measured.k_hat
     if k_hat.ci_low is None or k_hat.ci_high is None:
         return measured
+    repeats = int(np.clip(TOKENS_DRAWN // layout.num_tokens, *REPEATS))
     drawn = [
         sequence_k_hat(inject_tokens(law, rollout, layout, seed=seed).log_ratio, layout).value
-        for seed in range(1_000_000, 1_000_000 + REPEATS)
+        for seed in range(1_000_000, 1_000_000 + repeats)
     ]
     values = [value for value in drawn if value is not None]
     if not values:

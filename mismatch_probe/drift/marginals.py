@@ -19,6 +19,7 @@ GROWTH = 1.07
 LEAST_LEVEL = 1e-6
 _MIDDLE = (0.16, 0.18, 0.2, 0.225, 0.25, 0.275, 0.3, 0.33, 0.36, 0.4, 0.43, 0.46, 0.5)
 _STRETCHED = 0.02
+_STRETCHED_TOKENS = 6.0
 _STRETCH = (0.7, 1.4)
 _TIED = 0.01
 _IDLE = 0.005
@@ -85,8 +86,11 @@ class Cell:
         return np.clip(np.where(tied, spread, between), 1e-9, 1.0 - 1e-9)
 
     def pivots(self) -> tuple[float, float]:
-        """Displacements at 2 % and 98 %, or where fitted tails begin if that is farther in."""
-        masses = [max(_STRETCHED, 0.0 if tail is None else tail.mass) for tail in (self.lower, self.upper)]
+        """Displacements at 2 % and 98 %, or farther in where that is fewer than 6 tokens or a tail begins there."""
+        masses = [
+            max(_STRETCHED, _STRETCHED_TOKENS / self.n, 0.0 if tail is None else tail.mass)
+            for tail in (self.lower, self.upper)
+        ]
         low, high = self.quantile(np.array([masses[0], 1.0 - masses[1]]))
         return float(low), float(high)
 
@@ -162,7 +166,7 @@ def fit_marginal(train: FloatArray, rollout: FloatArray) -> Marginal:
     """Measures the quantile functions.
 
     Cells are cut so that each holds about the same share of the sum of sqrt |log_ratio|, and of the tokens where that is
-    small. The outermost 2 % of each side of a cell are then stretched, by at most 1.4 either way, so that on the measured
+    small. The outermost 2 % (6 tokens or more) of each side of a cell are then stretched, by at most 1.4 either way, so that on the measured
     tokens mean and mean square of the log-ratio come out as measured, which knots, tails and cells bend a little.
 
     Args:
@@ -203,8 +207,8 @@ def _fit_cell(train: FloatArray, rollout: FloatArray) -> Cell:
     displacement = np.sort(log_odds(train) - log_odds(rollout))
     levels = np.unique(np.concatenate([_ladder(displacement.size), _tie_levels(displacement)]))
     # Rounded, so that a quantile between two zeros is 0 and not what is left of interpolating.
-    knots = np.round(np.asarray(np.quantile(displacement, levels, method="hazen"), dtype=np.float64), 12)
-    levels, knots = _without_idle(levels, knots)
+    quantiles = np.asarray(np.quantile(displacement, levels, method="hazen"), dtype=np.float64)
+    levels, knots = _without_idle(levels, np.asarray(np.round(quantiles, 12), dtype=np.float64))
     tails = [fit_tail(displacement, upper=upper) for upper in (False, True)]
     cell = Cell(
         float(rollout.max()),
