@@ -61,7 +61,8 @@ $(READY): pyproject.toml requirements/excludes.txt
 
 # tests/parity runs the losses of the real TRL and verl. Both are pinned and installed without their dependencies, which
 # leaves torch, transformers and vLLM as they are: verl's metadata asks for transformers below 5.11, and for experiment
-# trackers and data loaders that nothing here imports. 260 MB, most of it Ray; only the tests need it.
+# trackers and data loaders that nothing here imports. Of OpenRLHF, SkyRL, AReaL and ms-swift only what reads their
+# configurations is imported. 280 MB, most of it Ray; only the tests need it.
 $(PARITY): requirements/parity.txt $(READY)
 	@UV_FIND_LINKS="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-}}" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet \
 		--no-deps --requirement requirements/parity.txt
