@@ -166,8 +166,9 @@ def fit_marginal(train: FloatArray, rollout: FloatArray) -> Marginal:
     """Measures the quantile functions.
 
     Cells are cut so that each holds about the same share of the sum of sqrt |log_ratio|, and of the tokens where that is
-    small. The outermost 2 % (6 tokens or more) of each side of a cell are then stretched, by at most 1.4 either way, so that on the measured
-    tokens mean and mean square of the log-ratio come out as measured, which knots, tails and cells bend a little.
+    small. The outermost 2 % (6 tokens or more) of each side of a cell are then stretched, by at most 1.4 either way, so
+    that on the measured tokens mean and mean square of the log-ratio come out as measured, which knots, tails and cells
+    bend a little.
 
     Args:
         train: float64 [tokens] log pi, below 0.
