@@ -111,7 +111,10 @@ def hold_gate(
         )  # fmt: skip
     if result["data_quality"].get("trusted") is False:
         # A failed check breaks the gate above; a result that only says so is not to be passed on the word of its numbers.
-        return Gate(held, "inconclusive", EXIT_INCONCLUSIVE, _first("Nothing can be concluded", []), idle)
+        return Gate(
+            held, "inconclusive", EXIT_INCONCLUSIVE,
+            "Nothing can be concluded: the result says of its own data that they are not to be trusted.", idle,
+        )  # fmt: skip
     passed = sum(item.state == "pass" and item.decides for item in held)
     return Gate(held, "pass", EXIT_PASS, f"All {passed} bars that decide hold.", idle)
 

@@ -67,7 +67,7 @@ def read_result(path: Path) -> dict[str, Any]:
     if version != RESULT_SCHEMA_VERSION:
         raise RunDirectoryError(
             f"{path} has schema version {version!r}, this version reads {RESULT_SCHEMA_VERSION}",
-            hint=f"run: mismatch-probe measure {path.parent}",
+            hint=_mend(path),
         )
     return dict(result)
 
@@ -89,19 +89,23 @@ def check_schema(result: Mapping[str, Any], path: Path) -> None:
     schema = read_json(SCHEMA_PATH)
     place = _not_finite(result)
     if place is not None:
-        raise RunDirectoryError(
-            f"{path} is damaged: {place} is no finite number",
-            hint=f"run: mismatch-probe measure {path.parent}",
-        )
+        raise RunDirectoryError(f"{path} is damaged: {place} is no finite number", hint=_mend(path))
     try:
         error = best_match(Draft202012Validator(schema).iter_errors(result))
     except RecursionError as deep:
-        raise RunDirectoryError(f"{path} is nested too deeply for a result") from deep
+        raise RunDirectoryError(f"{path} is nested too deeply for a result", hint=_mend(path)) from deep
     if error is not None:
         raise RunDirectoryError(
             f"{path} does not follow the schema of results: {error.json_path}: {error.message[:300]}",
-            hint=f"run: mismatch-probe measure {path.parent}",
+            hint=_mend(path),
         )
+
+
+def _mend(path: Path) -> str:
+    """How to have the result again: measuring where the run is at hand, else from where it came."""
+    if (path.parent / "manifest.json").is_file():
+        return f"run: mismatch-probe measure {path.parent}"
+    return "give a result.json as this version wrote it; measure, on the run's own directory, writes it again"
 
 
 def _not_finite(result: Mapping[str, Any]) -> str | None:

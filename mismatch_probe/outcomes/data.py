@@ -67,10 +67,13 @@ def weight_sync_outcomes(result: Mapping[str, Any]) -> Iterator[Outcome]:
         return
     change, weights = sync["change"], sync["weights"]
     gap = value_of(change, "mean_abs")
-    if change.get("available") is False:
-        moved = str(change["reason"])
+    if gap is None:
+        moved = reason_of(change, change.get("mean_abs"))
     else:
-        moved = f"log-probabilities move by {gap:.3g} nats on average ({change['max_abs']:.3g} at most)"
+        most = value_of(change, "max_abs")
+        moved = f"log-probabilities move by {gap:.3g} nats on average" + (
+            "" if most is None else f" ({most:.3g} at most)"
+        )
     where = name_modules(sync["modules"])
     held = f"{len(weights['differences'])} of {weights['compared']} tensors are not what they were"
     yield Outcome(

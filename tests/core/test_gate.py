@@ -171,3 +171,13 @@ def test_a_result_that_calls_itself_untrusted_is_not_passed():
 def test_a_replay_without_numbers_is_left_out():
     made = result(routing__replay={"self_replay": {"available": True, "max_abs_change": None}})
     assert state(hold_gate(made, load_bars()), "MP404") == set()
+
+
+def test_a_reload_whose_change_has_no_number_is_still_broken():
+    sync = {
+        "available": True, "exact": False, "num_tokens": 9, "modules": [],
+        "change": {"mean_abs": {**estimate(None), "reason": "half the tokens have no value"}, "max_abs": None},
+        "weights": {"differences": [], "compared": 3},
+    }  # fmt: skip
+    gate = hold_gate({**result(), "weight_sync": sync}, load_bars())
+    assert gate.name == "drift" and "half the tokens have no value" in gate.sentence

@@ -155,3 +155,23 @@ def test_a_number_that_is_not_finite_is_refused(measured, tmp_path, literal):
     path.write_text(json.dumps(made).replace('"HERE"', literal))
     with pytest.raises(RunDirectoryError, match=r"\$\.token\.k3\.value is no finite number"):
         check_schema(read_result(path), path)
+
+
+def test_the_mend_is_a_command_only_where_the_run_is_at_hand(measured, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({**measured, "schema_version": 2}))
+    with pytest.raises(RunDirectoryError) as caught:
+        read_result(path)
+    assert "mismatch-probe measure" not in (caught.value.hint or "")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(RunDirectoryError) as caught:
+        read_result(path)
+    assert caught.value.hint == f"run: mismatch-probe measure {tmp_path}"
+
+
+def test_a_result_that_is_nested_too_deeply_is_refused_and_not_crashed_on(measured, tmp_path):
+    made = copy.deepcopy(measured)
+    for _ in range(5000):
+        made["token"] = {"k3": made["token"]}
+    with pytest.raises(RunDirectoryError, match="nested too deeply"):
+        check_schema(made, tmp_path / "result.json")

@@ -57,8 +57,9 @@ def check(
     from mismatch_probe_reports.junit import write_junit
 
     result_path = run_path / "result.json" if run_path.is_dir() else run_path
-    if not run_path.exists():
-        raise ConfigError(f"{run_path} does not exist", hint="give a run directory or a result.json")
+    if not run_path.is_dir() and not run_path.is_file():
+        wrong = "is neither a folder nor a file" if run_path.exists() else "does not exist"
+        raise ConfigError(f"{run_path} {wrong}", hint="give a run directory or a result.json")
     result = read_result(result_path)
     check_schema(result, result_path)
     named = {} if bars_path is None else read_bars(bars_path)
