@@ -3,7 +3,7 @@
     python benchmarks/drift_injection.py --run runs/embedded --repeats 400
     python benchmarks/drift_injection.py --planted heavy-tail --repeats 200
 
-`--run` measures one profile of a real run and injects it with as many seeds. `--planted` draws runs from a known law, eight
+`--run` measures one profile of a real run and injects it with as many seeds. `--planted` draws runs from a known law, ten
 injections each, so that the luck of one run does not decide. Printed is, for each quantity, how often the value measured
 again lies in the interval of the profile, and by how much it differs in the median.
 """
@@ -27,7 +27,7 @@ from mismatch_probe.stats.layout import BoolArray, FloatArray, SequenceLayout
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 
-PER_RUN = 8
+PER_RUN = 10
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ _STRETCHED_TOKENS = 6.0
 _STRETCH = (0.7, 1.4)
 _TIED = 0.01
 _IDLE = 0.005
-_PROBES = 1500
+_PROBES = 300
 
 
 @dataclass(frozen=True, slots=True)
