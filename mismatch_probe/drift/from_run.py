@@ -17,7 +17,7 @@ from mismatch_probe.drift.log_odds import checked_logprobs
 from mismatch_probe.drift.marginals import cell_edges
 from mismatch_probe.drift.profile import DriftProfile, Provenance
 from mismatch_probe.drift.reading import DriftReading, read_drift, sequence_k_hat
-from mismatch_probe.errors import ConfigError
+from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.simulate.extrapolate import StalenessModel
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.layout import BoolArray, FloatArray, SequenceLayout
@@ -40,6 +40,11 @@ def profile_of_run(run: RunDirectory | Path | str, *, force: bool = False) -> Dr
         raise ConfigError(
             "the run failed validity: its drift is a fault and not noise to be injected",
             hint="mend what the findings name and audit again, or force it",
+        )
+    if result.get("verdict") not in ("pass", "drift") and not force:
+        raise InconclusiveError(
+            f"the run's verdict is {result.get('verdict')}: there is no drift to profile",
+            hint="use more prompts or longer responses, or force it",
         )
     manifest = directory.read_manifest()
     trace = Trace(directory, int(manifest["num_parts"]))

@@ -88,11 +88,11 @@ class DriftProfile:
 
         Args:
             run: The run directory.
-            force: Whether to measure a run that failed validity.
+            force: Whether to measure a run that failed validity or was inconclusive.
 
         Raises:
             ConfigError: The run failed validity, so that its drift is a fault and not noise.
-            InconclusiveError: There are no tokens, or ids do not line up.
+            InconclusiveError: The run's verdict is inconclusive, there are no tokens, or ids do not line up.
             RunDirectoryError: The run is damaged or was not measured.
         """
         from mismatch_probe.drift.from_run import profile_of_run

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.synthetic_run import Planted, write_run
 from mismatch_probe.drift import DriftProfile
-from mismatch_probe.errors import ConfigError
+from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.stages.measure import measure_run
 from mismatch_probe.trace.trace import Trace
 
@@ -39,13 +39,15 @@ def test_a_run_is_profiled(run, tmp_path):
     assert np.std(injected.log_ratio) == pytest.approx(np.sqrt(2e-3), rel=0.1)
 
 
-def test_a_run_that_failed_validity_is_refused_unless_forced(run):
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [({"data_quality": {"trusted": False}}, ConfigError), ({"verdict": "inconclusive"}, InconclusiveError)],
+)
+def test_a_run_with_nothing_to_go_by_is_refused_unless_forced(run, change, error):
     kept = run.result_path.read_text()
-    result = json.loads(kept)
-    result["data_quality"]["trusted"] = False
     try:
-        run.result_path.write_text(json.dumps(result))
-        with pytest.raises(ConfigError) as caught:
+        run.result_path.write_text(json.dumps(json.loads(kept) | change))
+        with pytest.raises(error) as caught:
             DriftProfile.from_run(run)
         assert caught.value.hint
         assert DriftProfile.from_run(run, force=True).measured.kappa.value is not None
