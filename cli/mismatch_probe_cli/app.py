@@ -23,6 +23,7 @@ from mismatch_probe_cli.commands import (
     diff,
     doctor,
     export,
+    history,
     import_,
     locate,
     simulate,
@@ -68,6 +69,7 @@ app.command("locate")(locate.locate)
 app.command("report")(stages.report)
 app.command("check")(check.check)
 app.command("diff")(diff.diff)
+app.command("history")(history.history)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("doctor")(doctor.doctor)

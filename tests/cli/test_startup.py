@@ -29,6 +29,7 @@ VERBS = [
     "report",
     "check",
     "diff",
+    "history",
     "export",
     "doctor",
     "explain",
