@@ -14,6 +14,7 @@ from mismatch_probe.export.provenance import (
     hyperparameter,
     parameter_entries,
     sampling_entries,
+    top_k_of,
     value_of,
 )
 from mismatch_probe.export.target import ON_TOP, WITHOUT_MISMATCH, Target
@@ -26,7 +27,7 @@ TARGET = Target(
     layout="yaml",
     package="areal",
     versions=("1.0",),
-    history="behave_imp_weight_cap and behave_imp_weight_mode are gone since 1.0; AReaL refuses them.",
+    history="behave_imp_weight_cap and behave_imp_weight_mode are gone; AReaL 1.0 refuses them.",
     loaded=True,
 )
 _REJECT = "actor.rejection_sampling"
@@ -60,6 +61,9 @@ def export_areal(result: Mapping[str, Any], plan: Plan) -> ExportedConfig:
             for one in sampling_entries(result, "temperature", "top_p")
         ),
     ]
+    top_k = top_k_of(result)
+    if top_k is not None:
+        entries.append(Entry("gconfig.top_k", top_k, "provenance.sampling.top_k."))
     contents = WITHOUT_MISMATCH if plan.method in _WITHOUT else ON_TOP
     return TARGET.write(result, plan, contents, entries, _notes(result, plan))
 

@@ -17,7 +17,7 @@ TARGET = Target(
     fragment="for `swift rlhf FILE.yaml`",
     layout="yaml",
     package="ms-swift",
-    versions=("4.4", "4.5", "4.6"),
+    versions=("4.6",),
     history=None,
     loaded=True,
 )

@@ -12,6 +12,7 @@ from mismatch_probe.export.provenance import (
     hyperparameter,
     parameter_entries,
     sampling_entries,
+    sampling_notes,
     value_of,
 )
 from mismatch_probe.export.target import ON_TOP, WITHOUT_MISMATCH, Target
@@ -102,7 +103,7 @@ def _objective(plan: Plan) -> list[Entry]:
 
 
 def _notes(result: Mapping[str, Any], plan: Plan) -> list[str]:
-    notes = []
+    notes = sampling_notes(result, "OpenRLHF", "top_k")
     if plan.method == "geo_rs":
         notes.append(
             "OpenRLHF weights the responses that stay with their tokens' pi_old / mu, which nothing caps then"

@@ -7,13 +7,13 @@ from typing import Any
 
 from mismatch_probe.export.annotated import Entry
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
-from mismatch_probe.export.measured import look_up
 from mismatch_probe.export.provenance import (
     fp32_reason,
     hyperparameter,
     parameter_entries,
     replay_reason,
     sampling_entries,
+    sampling_notes,
 )
 from mismatch_probe.export.target import IN_THE_RATIO, Target
 
@@ -80,9 +80,7 @@ def _notes(result: Mapping[str, Any], plan: Plan) -> list[str]:
     notes = [
         "the masks read pi - mu with the current pi, so the measured mismatch uses up a part of their room"
     ]
-    top_p = look_up(result, "provenance.sampling.top_p")
-    if isinstance(top_p, int | float) and top_p < 1:
-        notes.append(f"prime-rl trains on top_p = 1 only, the run was measured at {top_p:g}")
+    notes += sampling_notes(result, "prime-rl", "top_p", "top_k")
     if plan.fp32_head:
         notes.append("enable_fp32_lm_head is the rollout side's head; the trainer's follows its own dtype")
     return notes

@@ -87,6 +87,23 @@ def top_k_of(result: Mapping[str, Any]) -> int | None:
     )
 
 
+def sampling_notes(result: Mapping[str, Any], title: str, *missing: str) -> list[str]:
+    """What was measured with and the framework has no key for.
+
+    Args:
+        result: result.json.
+        title: The framework's name.
+        missing: "top_p" or "top_k", or both.
+    """
+    notes = []
+    top_p, top_k = read(result, "provenance.sampling.top_p"), top_k_of(result)
+    if "top_p" in missing and top_p is not None and top_p.value < 1.0:
+        notes.append(f"{title} samples at top_p = 1 only; the run was measured at {top_p.value:g}")
+    if "top_k" in missing and top_k is not None:
+        notes.append(f"{title} has no top_k for its rollouts; the run was measured at {top_k}")
+    return notes
+
+
 def replay_reason(result: Mapping[str, Any], plan: Plan) -> str | None:
     """Why routing replay is or is not switched on; None for a model without routing."""
     if not look_up(result, "routing.available"):

@@ -13,6 +13,7 @@ from mismatch_probe.export.provenance import (
     fp32_reason,
     parameter_entries,
     sampling_entries,
+    top_k_of,
     value_of,
 )
 from mismatch_probe.export.target import ON_TOP, WITHOUT_MISMATCH, Target
@@ -62,6 +63,9 @@ def export_trl(result: Mapping[str, Any], plan: Plan) -> ExportedConfig:
         Entry("cast_lm_head_to_fp32", plan.fp32_head, fp32_reason(result, plan)),
         *sampling_entries(result, "temperature", "top_p"),
     ]
+    top_k = top_k_of(result)
+    if top_k is not None:
+        entries.append(Entry("top_k", top_k, "provenance.sampling.top_k."))
     notes = []
     if plan.routing_replay:
         notes.append(

@@ -16,11 +16,13 @@ from mismatch_probe.weights import available_methods
 @functools.cache
 def runs() -> dict[str, dict[str, Any]]:
     """Results with little and much noise, of a dense and of a mixture model."""
-    return {
+    found = {
         "dense": build(noise=0.1, explained=None),
         "replay not worth it": build(noise=0.02, explained=0.1),
         "replay": build(noise=0.3, explained=0.8),
     }
+    found["replay"]["provenance"]["sampling"]["top_k"] = 50
+    return found
 
 
 def exported(to: str) -> Iterator[tuple[str, str, ExportedConfig]]:

@@ -132,6 +132,16 @@ def test_what_cannot_be_expressed_is_said_and_stood_in_for(make_result: Make) ->
         export_config(make_result(), "slime", method="seq_tis")
 
 
+def test_measured_sampling_is_written_or_missed(make_result: Make) -> None:
+    result = make_result()
+    result["provenance"]["sampling"].update(top_p=0.9, top_k=50)
+    assert load(export_config(result, "trl"))["top_k"] == 50
+    assert load(export_config(result, "areal"))["gconfig"] == {"temperature": 0.8, "top_p": 0.9, "top_k": 50}
+    assert any("top_k" in note and "50" in note for note in export_config(result, "openrlhf").notes)
+    notes = export_config(result, "prime-rl").notes
+    assert any("0.9" in note for note in notes) and any("50" in note for note in notes)
+
+
 def test_another_installed_version_is_named(make_result: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mismatch_probe.export.target.version", lambda _: "0.8.2")
     assert any("verl 0.8.2 is installed here" in note for note in export_config(make_result(), "verl").notes)
