@@ -17,8 +17,8 @@ MAX_SHAPE = 0.5
 REACH = 4.0
 """A tail goes no farther than the quantile that this many times the measured tokens would reach."""
 _KOLMOGOROV = 0.86
-"""5 % point of sqrt(n) D for a generalised Pareto law with both parameters fitted, near shape 0.2 (Choulakian and
-Stephens, Technometrics 2001, give 0.82-0.93 over the shapes allowed here)."""
+"""Bound on sqrt(n) D. With both parameters fitted by Zhang and Stephens, 1500 draws each of 50 to 200 values with shapes
+0 to 0.4 exceed 0.84 to 0.94 in 5 %: good fits are refused in 3 % to 9 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def fit_tail(ordered: FloatArray, *, upper: bool) -> ParetoTail | None:
 
     Returns:
         None where fewer than 50 values are in the outer 5 %, where the fit has no finite variance, or where the
-        Kolmogorov-Smirnov distance speaks against it at 5 %.
+        Kolmogorov-Smirnov distance speaks against it at about 5 %.
     """
     values = ordered if upper else -ordered[::-1]
     size = min(tail_size(values.size), int(MAX_MASS * values.size))
