@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 from core.export.reading import load
 
+import mismatch_probe.export
 from mismatch_probe.errors import ConfigError
-from mismatch_probe.export import ExportedConfig, export_config
+from mismatch_probe.export import ExportedConfig, available_exporters, export_config
+from mismatch_probe.export.target import Target
 from mismatch_probe.weights import available_methods
 
 Make = Callable[..., dict[str, Any]]
@@ -147,3 +151,20 @@ def test_another_installed_version_is_named(make_result: Make, monkeypatch: pyte
     assert any("verl 0.8.2 is installed here" in note for note in export_config(make_result(), "verl").notes)
     monkeypatch.setattr("mismatch_probe.export.target.version", lambda _: "0.9.7")
     assert not any("installed" in note for note in export_config(make_result(), "verl").notes)
+
+
+def test_the_page_says_what_each_exporter_says_of_itself() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "exports.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    targets = {
+        item.name: item
+        for module in pkgutil.iter_modules(mismatch_probe.export.__path__)
+        for item in vars(importlib.import_module(f"mismatch_probe.export.{module.name}")).values()
+        if isinstance(item, Target)
+    }
+    assert set(targets) == set(available_exporters())
+    assert {name for name, target in targets.items() if not target.loaded} == set(TABLES)
+    for name, target in targets.items():
+        (row,) = [line for line in rows if f"`{name}`" in line.split("|")[1]]
+        assert ("not loaded by the framework" in row) is not target.loaded, name
+        assert "the same" in row or target.versions[0] in row or TABLES[name]["commit"] in row, name
