@@ -1,4 +1,4 @@
-"""The HTML page: one file, no network request, and no script but the token explorer's own."""
+"""The HTML page: one file, no network request, and no scripts but those of the copy buttons and the token explorer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mismatch_probe_reports.format import clean
 from mismatch_probe_reports.model import build_report
 from mismatch_probe_reports.reading import Json
 from mismatch_probe_reports.sections.explorer import build_explorer
+from mismatch_probe_reports.sections.snippets import build_snippets
 from mismatch_probe_reports.tables import Section, fold_reasons
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def _style_sheet() -> str:
 
 
 @cache
-def _script() -> str:
-    return (files("mismatch_probe_reports") / "assets" / "explorer.js").read_text(encoding="utf-8")
+def _script(name: str) -> str:
+    return (files("mismatch_probe_reports") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _policy(script: str) -> str:
@@ -63,7 +64,7 @@ def render_html(result: Json, explorer: Json | None = None) -> str:
 
     Args:
         result: result.json as a mapping.
-        explorer: What `explorer_section` of the core read, or None for a page without the explorer and any script.
+        explorer: What `explorer_section` of the core read, or None for a page without the explorer.
     """
     return render_page(result, prepare_figures(result), explorer)
 
@@ -78,10 +79,15 @@ def render_page(
     from markupsafe import Markup
 
     built = None if explorer is None else build_explorer(explorer)
-    values: dict[str, object] = {"report": build_report(result), "explorer": built, "script": ""}
+    snippets = build_snippets(result)
+    values: dict[str, object] = {
+        "report": build_report(result), "explorer": built, "snippets": snippets, "script": "",
+    }  # fmt: skip
+    # The scripts are package files and hold nothing of the run.
+    script = _script("copy.js") if any(snippet.text for snippet in snippets) else ""
     if built is not None and not built.missing:
-        # The script is a package file and holds nothing of the run.
-        script = _script()
+        script += _script("explorer.js")
+    if script:
         values |= {"script": Markup(script), "policy": _policy(script)}  # noqa: S704
     return _render("report.html.j2", figures, drawings or {}, **values)
 

@@ -172,6 +172,21 @@ def test_the_explorer_is_filtered_sorted_and_stepped_by_keyboard(visit: Any) -> 
     assert page.locator("#explorer details").first.get_attribute("data-weight") == "-9"
 
 
+def test_exports_are_copied_and_the_copy_is_said(visit: Any) -> None:
+    page = visit("drifting")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.locator("button.copy").first
+    button.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('.copy-said').textContent.length > 0")
+    assert "verl (YAML) copied" in page.locator(".copy-said").inner_text()
+    text = page.locator("#snippet-1").text_content()
+    assert page.evaluate("navigator.clipboard.readText()") == text
+    assert "rollout_correction" in text and len(text.splitlines()) > 10
+    without = visit("drifting", java_script_enabled=False)
+    assert without.locator("button.copy").first.is_hidden() and without.locator("#snippet-1").is_visible()
+
+
 def test_a_token_of_100_kilobytes_is_short_on_the_page(visit: Any, pages: dict[str, Path]) -> None:
     page = visit("drifting", viewport={"width": 400, "height": 900})
     longest = max(len(text) for text in page.locator("#explorer .token").all_inner_texts())
