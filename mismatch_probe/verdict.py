@@ -111,7 +111,9 @@ def _sentence(name: VerdictName, result: Mapping[str, Any], findings: list[Findi
         return f"The two sides drift: {first_drift.title} - {first_drift.detail}{clause}{tail}"
     if result["token"].get("exact"):
         agree = "Rollout engine and trainer agree in every bit on these tokens"
+    elif (k3 := value_of(result["token"], "k3")) is None:
+        agree = "No finding is an error, and the token K3 has no number"
     else:
-        k3, bar = value_of(result["token"], "k3"), k3_bar(result, bars)
+        bar = k3_bar(result, bars)
         agree = f"Rollout engine and trainer agree: token K3 is {k3:.3g} nats, the bar is {bar.value:.3g} ({bar.meaning})"
     return agree + clause + tail

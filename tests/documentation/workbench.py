@@ -54,6 +54,7 @@ MODELS = (
     "checkpoints/last",
 )
 STEPS = (1, 2, 4, 8, 16, 32, 64, 100)
+RUNS = "runs"
 IMPORTED = "runs/imported"
 _RUN = re.compile(r"(shared/run|runs/[\w.-]+|RUN\w*)$")
 _MADE = ("--out", "-o")
@@ -177,6 +178,9 @@ class Workbench:
             for before, argument in itertools.pairwise(["", *arguments])
             if _RUN.match(argument) and (resumed or before not in _MADE) and not Path(argument).is_symlink()
         ]
+        if RUNS in arguments and not Path(RUNS, "first").exists():
+            # A folder of runs.
+            self._provide(Path(RUNS, "first"), unscored=False)
         canonical = " ".join("RUN" if a in existing else a for a in arguments)
         fresh = [Path(run) for run in existing if not Path(run).exists()]
         if existing and len(fresh) == len(existing) and canonical in self.done:

@@ -98,7 +98,11 @@ def _draw_k3(axes: Axes, palette: Palette, rows: Sequence[Json], steps: Sequence
                 *zip(*points, strict=True), marker=marker, linestyle="none", markersize=8, color=palette.series[colour],
                 markeredgecolor=palette.foreground, label=verdict,
             )  # fmt: skip
+    from matplotlib.ticker import LogLocator
+
     axes.set_yscale("log")
+    # Runs of one training often lie within a decade, which would have a single tick.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.set_ylabel("K3 a token (nats)")
     plain_ticks(axes, y=True)
 
