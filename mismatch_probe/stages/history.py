@@ -31,6 +31,7 @@ LEVEL = 0.05
 _DEPTH = 2
 _STEP = re.compile(r"(?:step|checkpoint|ckpt|iter(?:ation)?|version)s?[-_]?0*(\d+)", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d+)")
+_VERSION = re.compile(r"[A-Za-z_\- ]*(\d+)")
 # What is expected to differ between the checkpoints of one training run.
 _EXPECTED = (
     "model.name",
@@ -137,7 +138,8 @@ def fit_trend(points: Sequence[tuple[float, float | None]]) -> Trend:
 
     known = [(step, value) for step, value in points if value is not None and value > 0]
     if len(known) < FEWEST_FOR_TREND:
-        reason = f"{len(known)} runs with a K3 above 0: a trend needs {FEWEST_FOR_TREND}"
+        counted = f"{len(known)} run{'' if len(known) == 1 else 's'}"
+        reason = f"{counted} with a K3 above 0: a trend needs {FEWEST_FOR_TREND}"
         return Trend("unknown", None, None, None, None, len(known), reason)
     steps, logs = np.array([step for step, _ in known]), np.log([value for _, value in known])
     if np.ptp(steps) == 0:
@@ -185,8 +187,9 @@ def _version(run: _Run) -> float | None:
     except MismatchProbeError:
         return None
     named = set(table["weight_version"].to_pylist())
-    numbers = [_last_number(name or "") for name in named]
-    return numbers[0] if len(named) == 1 and numbers else None
+    # A hash or 1.2 is no step.
+    match = _VERSION.fullmatch(str(named.pop())) if len(named) == 1 else None
+    return None if match is None else float(match[1])
 
 
 def _last_number(text: str) -> float | None:
@@ -201,7 +204,8 @@ def _in_name(text: str) -> float | None:
 
 def _model(run: _Run) -> float | None:
     model = run.manifest.get("model") or {}
-    return _in_name(str(model.get("path") or "")) or _in_name(str(model.get("name") or ""))
+    step = _in_name(str(model.get("path") or ""))
+    return _in_name(str(model.get("name") or "")) if step is None else step
 
 
 def _name(run: _Run) -> float | None:
@@ -233,7 +237,7 @@ def _row(step: float, run: _Run) -> dict[str, Any]:
     measured = token.get("available") is not False
     return {
         "step": step,
-        "run": run.path.name,
+        "run": run.path.resolve().name,
         "path": str(run.path),
         "created_at": result["provenance"]["created_at"],
         "model": result["provenance"]["model"]["name"],
@@ -259,7 +263,8 @@ def _sentence(rows: Sequence[Mapping[str, Any]], trend: Trend) -> str:
         return f"{start}; no trend is claimed: {trend.reason}."
     if trend.direction == "none":
         return f"{start}; K3 has no trend beyond noise (Kendall's p {trend.p_value:.2g})."
-    factor = (trend.per_step or 1.0) ** (rows[-1]["step"] - rows[0]["step"])
+    steps = [row["step"] for row in rows if row["k3"] is not None and row["k3"]["value"]]
+    factor = (trend.per_step or 1.0) ** (steps[-1] - steps[0])
     told = f"{factor:.3g} times from the first step to the last (Kendall's p {trend.p_value:.2g})"
     mixed = ", though settings changed along the way" if any(row["changed"] for row in rows) else ""
     return f"{start}; K3 is {trend.direction}: {told}{mixed}."

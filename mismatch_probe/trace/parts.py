@@ -105,7 +105,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        # ParquetFile reads the one file; read_table would import pyarrow's datasets, and with them pandas, which takes a second.
+        # read_table would import pyarrow's datasets, and with them pandas, which takes a second.
         with pq.ParquetFile(path) as part:
             return part.read().select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -15,8 +15,17 @@ from mismatch_probe_reports.reading import Json, read_rows, read_text
 from mismatch_probe_reports.sections.history import history_section
 from mismatch_probe_reports.terminal import print_section
 
+_MARK = b"Mismatch Probe"
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def foreign_files(directory: Path) -> list[Path]:
+    """Files that `write_history` would replace and that it did not write."""
+    page, picture = directory / "history.html", directory / "history.png"
+    ours = page.is_file() and _MARK in page.read_bytes()[:4000]
+    return [path for path in (page, picture) if path.exists() and not ours]
 
 
 def write_history(history: Json, directory: Path, command: str) -> Path:

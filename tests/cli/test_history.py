@@ -37,6 +37,14 @@ def test_table_page_and_picture(runs, tmp_path):
     assert markdown.stdout.startswith("### Drift over training")
 
 
+def test_a_file_of_somebody_else_stays(runs, tmp_path):
+    (tmp_path / "history.png").write_text("mine")
+    refused = run_cli("history", str(runs), "--out", str(tmp_path))
+    assert refused.status == 2 and "--force" in refused.stderr
+    assert (tmp_path / "history.png").read_text() == "mine"
+    assert run_cli("history", str(runs), "--out", str(tmp_path), "--force").status == 0
+
+
 def test_nothing_to_read_is_status_3_and_a_mistake_2(tmp_path):
     (tmp_path / "empty").mkdir()
     assert run_cli("history", str(tmp_path / "empty")).status == 3

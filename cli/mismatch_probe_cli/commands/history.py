@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mismatch_probe_cli.options import Format, FormatOption, command_line
+from mismatch_probe_cli.options import ForceOption, Format, FormatOption, command_line
 
 if TYPE_CHECKING:
     from mismatch_probe.stages.history import Basis
@@ -48,6 +48,7 @@ def history(
     gate: Annotated[
         bool, typer.Option("--gate", help="End with the status of the last run's verdict, not with 0.")
     ] = False,
+    force: ForceOption = False,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Shows drift, k-hat and flips of many runs against the step of training, as a table and a picture, and the trend of K3.
@@ -60,12 +61,25 @@ def history(
 
     `mismatch-probe history runs --step-from time --format markdown --out reports`
     """
+    from mismatch_probe.errors import ConfigError
     from mismatch_probe.stages.history import read_history
     from mismatch_probe_cli.console import clean, stderr, stdout
-    from mismatch_probe_reports.history import render_history_markdown, render_history_terminal, write_history
+    from mismatch_probe_reports.history import (
+        foreign_files,
+        render_history_markdown,
+        render_history_terminal,
+        write_history,
+    )
 
     content = read_history(folders, _basis(step_from))
-    page = write_history(content, out or folders[0], command_line())
+    target = out or folders[0]
+    foreign = [] if force else foreign_files(target)
+    if foreign:
+        raise ConfigError(
+            f"{foreign[0]} is there and was not written by history",
+            hint="--out DIR writes elsewhere, --force replaces it",
+        )
+    page = write_history(content, target, command_line())
     if output_format is Format.json:
         typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
     elif output_format is Format.markdown:

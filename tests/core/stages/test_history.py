@@ -40,7 +40,7 @@ def test_runs_stand_by_the_number_in_their_names(training):
 
 
 def test_the_recorded_version_comes_first(training, tmp_path):
-    for name, version in (("a1", "v7"), ("a2", "v3")):
+    for name, version in (("a1", "v7"), ("a2", "step-3")):
         run = shutil.copytree(training / "step-9", tmp_path / name)
         for part in sorted(run.glob("rollout/part-*.parquet")):
             columns = read_table(part, rollout_schema()).to_pydict()
@@ -51,6 +51,14 @@ def test_the_recorded_version_comes_first(training, tmp_path):
     assert [(row["step"], row["run"]) for row in history["rows"]] == [(3, "a2"), (7, "a1")]
     assert [row["step"] for row in read_history([tmp_path], "name")["rows"]] == [1, 2]
     assert read_history([tmp_path], "time")["basis"] == "time"
+    for odd in ("3f2a9c1e77b", "v1.2"):
+        run = shutil.copytree(tmp_path / "a1", tmp_path / "odd" / "a1")
+        part = run / "rollout" / "part-00000.parquet"
+        columns = read_table(part, rollout_schema()).to_pydict()
+        columns["weight_version"] = [odd] * len(columns["weight_version"])
+        write_table(part, pa.table(columns, schema=rollout_schema()))
+        assert read_history([run])["basis"] == "name"
+        shutil.rmtree(tmp_path / "odd")
     with pytest.raises(InconclusiveError, match="no run has a step"):
         read_history([training], "version")
 
@@ -116,3 +124,13 @@ def test_noise_is_rarely_called_a_trend():
 def test_no_trend_without_a_basis(points, reason):
     trend = fit_trend(points)
     assert trend.direction == "unknown" and reason in trend.reason
+
+
+def test_the_step_0_of_a_checkpoint_is_a_step(training, tmp_path):
+    for step in (0, 12):
+        run = shutil.copytree(training / "step-9", tmp_path / f"run-{step + 40}")
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["model"] |= {"path": f"checkpoints/global_step_{step}", "name": "policy"}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    history = read_history([tmp_path])
+    assert history["basis"] == "model" and [row["step"] for row in history["rows"]] == [0, 12]
