@@ -17,6 +17,10 @@ from mismatch_probe_reports.html import render_html
 
 @pytest.fixture
 def result():
+    return located()
+
+
+def located():
     """Five layers whose qkv_proj is planted wrong in layer 3; everything else differs by rounding."""
     rng = np.random.default_rng(0)
     rollout, train, reference = {}, {}, {}
