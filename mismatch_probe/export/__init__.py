@@ -7,13 +7,11 @@ from mismatch_probe.export.exporter import (
     export_config,
     register_exporter,
 )
-from mismatch_probe.export.recommend import recommend
 
 __all__ = [
     "ExportedConfig",
     "Exporter",
     "available_exporters",
     "export_config",
-    "recommend",
     "register_exporter",
 ]

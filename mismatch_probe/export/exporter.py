@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.export.annotated import Entry
-from mismatch_probe.export.recommend import recommend
 from mismatch_probe.registry import Registry
 
 # What is written, in this order, where a framework cannot express what the run recommends.
@@ -24,12 +23,14 @@ class ExportedConfig:
         format: "yaml", "toml", or "bash" for an array of command-line arguments.
         notes: What the framework cannot express, and what was forced.
         entries: The keys by themselves, for merging into an existing file.
+        contents: What the weights contain in this framework's recipe.
     """
 
     text: str
     format: str
     notes: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
+    contents: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +110,29 @@ def export_config(
     to: str,
     *,
     method: str | None = None,
+    goal: str | None = None,
     force: bool = False,
 ) -> ExportedConfig:
     """A training config that fits what was measured.
 
     Args:
-        result: result.json.
+        result: result.json; its section `recommendation` says what is written.
         to: One of `available_exporters()`.
         method: A correction other than the recommended one. Without one, a framework that cannot express the
             recommended correction gets token truncation, or what comes next to it there, and a note says so.
+        goal: What the correction is to serve, where it is not the goal that the run was measured for.
         force: Whether to export a run that failed validity or was inconclusive.
 
     Raises:
-        ConfigError: Unknown framework or method, the framework cannot express the method, or the run failed
-            validity.
+        ConfigError: Unknown framework, method or goal, the framework cannot express the method, the run failed validity, or
+            it was measured by a version that recommends nothing for the goal.
         InconclusiveError: The run's verdict is inconclusive.
     """
     from mismatch_probe.weights import get_method
 
     exporter = exporters.get(to).item
     warnings = _objections(result, force=force)
-    recommended = result.get("recommendation")
-    if not isinstance(recommended, Mapping) or "actions" not in recommended:
-        recommended = recommend(result)
+    recommended = _for_goal(result, goal)
     chosen = method or recommended.get("method")
     if chosen is None:
         # Only a forced export of a broken run comes here: its numbers recommend nothing.
@@ -153,6 +154,48 @@ def export_config(
             raise
         exported = _stand_in(exporter, result, plan, refusal)
     return replace(exported, notes=warnings + exported.notes)
+
+
+def read_contents(result: Mapping[str, Any], to: str) -> str:
+    """What the weights contain where the config of the recommended correction, or of what stands in for it, is used.
+
+    Args:
+        result: result.json with its recommendation.
+        to: One of `available_exporters()`.
+    """
+    try:
+        return export_config(result, to, force=True).contents
+    except ConfigError as refusal:
+        return f"not written: {refusal.message}"
+
+
+def _for_goal(result: Mapping[str, Any], goal: str | None) -> Mapping[str, Any]:
+    """The recommendation with the correction that serves a goal."""
+    recommended = result.get("recommendation")
+    if not isinstance(recommended, Mapping) or "actions" not in recommended:
+        raise ConfigError(
+            "this result has no recommendation",
+            hint="mismatch-probe measure RUN works it out from the run's tokens",
+        )
+    if goal is None or goal == recommended.get("goal"):
+        return recommended
+    choices = recommended.get("goals") or {}
+    if goal not in choices:
+        if choices:
+            raise ConfigError(f"unknown goal {goal!r}", hint=f"known: {', '.join(choices)}")
+        raise ConfigError(
+            f"this run has no choice for the goal {goal!r}: it agrees in every bit, or failed validity",
+            hint="leave the goal out",
+        )
+    choice = choices[goal]
+    candidate = (recommended.get("candidates") or {}).get(choice.get("chosen")) or {}
+    summary = f"For {goal}: {candidate.get('label')}, {choice.get('because')}."
+    return {
+        **recommended,
+        "method": candidate.get("method", "ppo_clip"),
+        "parameters": candidate.get("parameters") or {},
+        "summary": summary,
+    }
 
 
 def _stand_in(

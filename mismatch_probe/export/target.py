@@ -125,4 +125,4 @@ class Target:
             ]
         text += "".join(f"{line}\n" for line in lines)
         kinds = {"toml": "toml", "arguments": "bash", "hydra": "bash"}
-        return ExportedConfig(text, kinds.get(self.layout, "yaml"), said, listed)
+        return ExportedConfig(text, kinds.get(self.layout, "yaml"), said, listed, contents)

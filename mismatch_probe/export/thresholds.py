@@ -1,7 +1,8 @@
 """Thresholds of corrections, fitted to the drift that a run measured.
 
 Each lies just outside what the two healthy sides do to each other, so that it acts on outliers and on real
-staleness and leaves the ordinary mismatch alone.
+staleness and leaves the ordinary mismatch alone. They are those of the run's recommendation
+(`mismatch_probe.recommendation.fits`); a result without one gets them from its quantiles.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _SIGMAS = 3.0
 # No threshold closer to a ratio of 1 than this: below it BF16 steps of a single logit already act on it.
 _MIN_TOKEN_WIDTH = math.log(1.05)
 _MIN_MEAN_WIDTH = 1e-4
-_MAX_SEQUENCE_CAP = 10.0
+# Above this single responses rule a batch.
+MAX_SEQUENCE_CAP = 10.0
 _ENOUGH_TOKENS = 2000
 _ENOUGH_SEQUENCES = 200
 
@@ -84,9 +86,15 @@ def token_cap(result: Mapping[str, Any]) -> Fitted | None:
     Returns:
         None where the run has no quantiles.
     """
+    fitted = _recommended(result, "token_tis", "cap")
+    if fitted is not None:
+        return Fitted(fitted.values[0], fitted.because, fitted.measured)
     quantile = _tail(result, upper=True)
-    if quantile is None:
-        return None
+    return None if quantile is None else cap_beyond(result, quantile)
+
+
+def cap_beyond(result: Mapping[str, Any], quantile: Measured) -> Fitted:
+    """Cap of a token ratio beyond a quantile of the log-ratio (nats) and the noise floor."""
     width, because = _beyond_noise(result, quantile)
     return Fitted(round_up(math.exp(width)), because, quantile)
 
@@ -97,9 +105,15 @@ def token_band(result: Mapping[str, Any]) -> Band | None:
     Returns:
         None where the run has no quantiles.
     """
+    fitted = _recommended(result, "icepop", "low", "high")
+    if fitted is not None:
+        return Band(fitted.values[0], fitted.values[1], fitted.because, fitted.measured)
     low, high = _tail(result, upper=False), _tail(result, upper=True)
-    if low is None or high is None:
-        return None
+    return None if low is None or high is None else band_beyond(result, low, high)
+
+
+def band_beyond(result: Mapping[str, Any], low: Measured, high: Measured) -> Band:
+    """Bounds of a token ratio beyond two quantiles of the log-ratio (nats) and the noise floor."""
     below, because_low = _beyond_noise(result, low)
     above, because_high = _beyond_noise(result, high)
     because = f"{because_low}; {because_high}"
@@ -112,16 +126,19 @@ def sequence_cap(result: Mapping[str, Any]) -> Fitted | None:
     Returns:
         None where the run has no quantiles.
     """
+    fitted = _recommended(result, "seq_tis", "cap")
+    if fitted is not None:
+        return Fitted(fitted.values[0], fitted.because, fitted.measured)
     sequences = read(result, "sequence.num_sequences")
     level = 0.99 if sequences is not None and sequences.value >= _ENOUGH_SEQUENCES else 0.9
     quantile = read_quantile(result, "sequence.log_weight.quantiles", "values", level)
     if quantile is None:
         return None
-    top = min(max(quantile.value, _MIN_TOKEN_WIDTH), math.log(_MAX_SEQUENCE_CAP))
+    top = min(max(quantile.value, _MIN_TOKEN_WIDTH), math.log(MAX_SEQUENCE_CAP))
     because = f"{quantile} nats"
-    if quantile.value > math.log(_MAX_SEQUENCE_CAP):
-        because += f", held at {_MAX_SEQUENCE_CAP:g}, above which single sequences rule the batch"
-    return Fitted(min(round_up(math.exp(top)), _MAX_SEQUENCE_CAP), because, quantile)
+    if quantile.value > math.log(MAX_SEQUENCE_CAP):
+        because += f", held at {MAX_SEQUENCE_CAP:g}, above which single sequences rule the batch"
+    return Fitted(min(round_up(math.exp(top)), MAX_SEQUENCE_CAP), because, quantile)
 
 
 def sequence_band(result: Mapping[str, Any]) -> Band | None:
@@ -130,6 +147,9 @@ def sequence_band(result: Mapping[str, Any]) -> Band | None:
     Returns:
         None where the run has no quantiles.
     """
+    fitted = _recommended(result, "seq_mis", "low", "high")
+    if fitted is not None:
+        return Band(fitted.values[0], fitted.values[1], fitted.because, fitted.measured)
     cap = sequence_cap(result)
     if cap is None:
         return None
@@ -137,8 +157,8 @@ def sequence_band(result: Mapping[str, Any]) -> Band | None:
     quantile = read_quantile(result, "sequence.log_weight.quantiles", "values", level)
     if quantile is None:
         return None
-    bottom = max(min(quantile.value, -_MIN_TOKEN_WIDTH), -math.log(_MAX_SEQUENCE_CAP))
-    low = max(round_down(math.exp(bottom)), 1.0 / _MAX_SEQUENCE_CAP)
+    bottom = max(min(quantile.value, -_MIN_TOKEN_WIDTH), -math.log(MAX_SEQUENCE_CAP))
+    low = max(round_down(math.exp(bottom)), 1.0 / MAX_SEQUENCE_CAP)
     return Band(low, cap.value, f"{quantile} and {cap.because}", cap.measured)
 
 
@@ -154,6 +174,9 @@ def mean_band(result: Mapping[str, Any]) -> Band | None:
     Returns:
         None where the run has no kappa or no spread.
     """
+    fitted = _recommended(result, "geo_rs", "low", "high")
+    if fitted is not None:
+        return Band(fitted.values[0], fitted.values[1], fitted.because, fitted.measured)
     kappa = read(result, "sequence.length_law.kappa")
     spread = _mean_spread(result)
     if kappa is None or spread is None:
@@ -162,6 +185,28 @@ def mean_band(result: Mapping[str, Any]) -> Band | None:
     because = f"centre -{kappa}, half-width {_SIGMAS:g} x {spread.path} = {half:.3g} nats"
     low, high = math.exp(-kappa.value - half), math.exp(-kappa.value + half)
     return Band(round_down(low, 6), round_up(high, 6), because, kappa)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recommended:
+    """Hyperparameters of a candidate of the recommendation."""
+
+    values: tuple[float, ...]
+    because: str
+    measured: Measured
+
+
+def _recommended(result: Mapping[str, Any], key: str, *names: str) -> _Recommended | None:
+    """What the run's recommendation fitted; None where it has no such candidate."""
+    candidate = look_up(result, f"recommendation.candidates.{key}")
+    if not isinstance(candidate, Mapping) or not candidate.get("fit"):
+        return None
+    found = [read(candidate, f"parameters.{name}") for name in names]
+    values = tuple(item.value for item in found if item is not None)
+    if len(values) < len(names):
+        return None
+    path = f"recommendation.candidates.{key}.parameters.{names[-1]}"
+    return _Recommended(values, str(candidate["fit"].get("because")), Measured(path, values[-1]))
 
 
 def _mean_spread(result: Mapping[str, Any]) -> Measured | None:

@@ -16,6 +16,7 @@ from mismatch_probe.result import read_result, to_json
 from mismatch_probe.stages.ablation_rows import TABLE, Row, Subject
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.job import RolloutJob, ScoreJob, Task
+from mismatch_probe.stages.recommendation import recommend_run
 from mismatch_probe.stages.refit import refit_study
 from mismatch_probe.stats.step_summary import summarise_step
 from mismatch_probe.trace.parts import read_json, write_json
@@ -72,6 +73,8 @@ def ablate_run(
     write_json(path, content)
     if run.result_path.is_file():
         write_json(run.result_path, {**read_result(run.result_path), "ablation": content})
+        # A knob that brings the sides together is a thing to do.
+        recommend_run(run)
     return content
 
 

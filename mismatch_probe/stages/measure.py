@@ -19,7 +19,7 @@ from mismatch_probe.stages.leg_section import legs_section
 from mismatch_probe.stages.routing_section import routing_section
 from mismatch_probe.stages.shard import check_shards
 from mismatch_probe.stages.weight_sync import weight_sync_section
-from mismatch_probe.stages.weights_section import weights_sections
+from mismatch_probe.stages.weights_section import read_responses, weights_sections
 from mismatch_probe.trace.parts import write_json
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
@@ -42,7 +42,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         RunDirectoryError: A part is missing or damaged.
         ConfigError: An unknown bar.
     """
-    from mismatch_probe.export.recommend import recommend
+    from mismatch_probe.recommendation import recommend
 
     bars = load_bars(bar_changes)
     manifest = run.read_manifest()
@@ -64,11 +64,13 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
     }
     broken = broken_legs(trace, legs)
     legs = [leg for leg in legs if leg not in broken]
+    responses = None
     if result["data_quality"]["unusable"] is None:
+        responses = read_responses(run, trace, num_parts)
         result |= {
             "legs": to_json(legs_section(trace, legs, weight_sync)),
             "routing": to_json(_routing(manifest, trace, legs)),
-            **weights_sections(run, trace, num_parts),
+            **weights_sections(responses),
         }
     else:
         # The fault is named all the same: what it is stands in data_quality, what to do about it in causes.
@@ -85,7 +87,7 @@ def measure_run(run: RunDirectory, bar_changes: Mapping[str, Any] | None = None)
         findings=to_json(verdict.findings),
         bars=bars.model_dump(exclude_none=True),
     )
-    result["recommendation"] = to_json(recommend(result))
+    result["recommendation"] = to_json(recommend(result, responses))
     write_json(run.result_path, result)
     manifest["stages"]["measure"] = "done"
     run.write_manifest(manifest)

@@ -16,19 +16,8 @@ from mismatch_probe.trace.schema import rollout_schema
 from mismatch_probe.trace.trace import Trace
 
 
-def weights_sections(run: RunDirectory, trace: Trace, num_parts: int) -> dict[str, Any]:
-    """Simulates every registered correction on the run's tokens.
-
-    Args:
-        run: The run.
-        trace: Its trace.
-        num_parts: How many parts it has.
-
-    Raises:
-        InconclusiveError: No token counts.
-        RunDirectoryError: A part is missing or damaged.
-    """
-    responses = read_responses(run, trace, num_parts)
+def weights_sections(responses: Responses) -> dict[str, Any]:
+    """Simulates every registered correction on a run's responses."""
     return {
         "weights_reads": reads(responses),
         "weights": to_json(respond_all(None, responses, complete=True)),

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.config.bars import load_bars
-from mismatch_probe.export.recommend import recommend
 from mismatch_probe.prompts.token_classes import CLASSES
+from mismatch_probe.recommendation import recommend
 from mismatch_probe.result import to_json
 from mismatch_probe.simulate import (
     Responses,
@@ -204,19 +204,24 @@ def measure(
             )
         ),
     }
-    return judged(result)
+    return judged(result, responses_of(trace))
 
 
-def simulated(trace: SyntheticTrace, *, stale: bool) -> Result:
-    """Say what `simulate` and `tune` would add: a law of growth where `stale`, fresh weights alone otherwise."""
+def responses_of(trace: SyntheticTrace) -> Responses:
+    """The responses as corrections take them."""
     rollout = trace.rollout
-    responses = Responses.of(
+    return Responses.of(
         trace.logprobs("train/forward"),
         rollout.logprobs,
         rollout.offsets,
         rollout.prompt_index,
         rollout.advantage,
     )
+
+
+def simulated(trace: SyntheticTrace, *, stale: bool) -> Result:
+    """Say what `simulate` and `tune` would add: a law of growth where `stale`, fresh weights alone otherwise."""
+    responses = responses_of(trace)
     plan = SimulationPlan(
         methods=("vespo", "seq_tis", "gspo"),
         sweeps=(DEFAULT_SWEEPS[0], DEFAULT_SWEEPS[3], SweepPlan("gspo", {"eps_low": (1e-4, 3e-4)})),
@@ -234,7 +239,7 @@ def simulated(trace: SyntheticTrace, *, stale: bool) -> Result:
     return {"simulation": to_json(section), "tuning": to_json(tuned)}
 
 
-def judged(result: Result) -> Result:
+def judged(result: Result, responses: Responses) -> Result:
     """Hold a result against the shipped bars and add verdict, findings and recommendation."""
     bars = load_bars()
     verdict = judge(result, bars)
@@ -245,7 +250,7 @@ def judged(result: Result) -> Result:
         findings=to_json(verdict.findings),
         bars=bars.model_dump(),
     )
-    result["recommendation"] = to_json(recommend(result))
+    result["recommendation"] = to_json(recommend(result, responses, resamples=100))
     return result
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mismatch_probe.recommendation import recommend
 from mismatch_probe.result import to_json
 from mismatch_probe.simulate import simulate_methods
+from mismatch_probe.simulate.responses import Responses
 
 Make = Callable[..., dict[str, Any]]
 
@@ -21,10 +24,20 @@ def _estimate(value: float | None, n: int = 4096) -> dict[str, Any]:
     return {"value": value, "ci_low": 0.9 * value, "ci_high": 1.1 * value, "n": n}
 
 
-def build(
+def build(**options: Any) -> dict[str, Any]:
+    """A whole result; options as of `simulate`."""
+    result, responses = simulate(**options)
+    result["recommendation"] = to_json(recommend(result, responses, resamples=200))
+    return result
+
+
+def simulate(
     *, noise: float = 0.02, length: int = 40, explained: float | None = 0.7, seed: int = 0
-) -> dict[str, Any]:
-    """Numbers as `measure` writes them, from simulated log-ratios N(-noise^2 / 2, noise^2) a token."""
+) -> tuple[dict[str, Any], Responses]:
+    """Numbers as `measure` writes them, from simulated log-ratios N(-noise^2 / 2, noise^2) a token, and the responses.
+
+    The recommendation is left out.
+    """
     generator = np.random.default_rng(seed)
     sequences = 200
     log_ratio = generator.normal(-(noise**2) / 2, noise, sequences * length)
@@ -45,7 +58,9 @@ def build(
                 "explained": _estimate(explained),
             },
         }
-    return {
+    clusters = np.arange(sequences) // 4
+    responses = Responses.of(rollout + log_ratio, rollout, offsets, clusters, advantages)
+    result = {
         "schema_version": 1,
         "verdict": "drift",
         "exit_code": 1,
@@ -91,7 +106,7 @@ def build(
                 rollout + log_ratio,
                 rollout,
                 offsets,
-                np.arange(sequences) // 4,
+                clusters,
                 advantages,
                 methods=("vespo", "token_tis", "seq_tis", "gspo"),
                 resamples=200,
@@ -99,17 +114,19 @@ def build(
         ),
         "bars": {"replay_explained": 0.5, "sign_balance": 0.8},
     }
+    return result, responses
 
 
 @pytest.fixture
 def make_result() -> Make:
     """Builds results; the simulation behind one set of arguments runs once."""
-    cache: dict[str, dict[str, Any]] = {}
 
     def make(**options: Any) -> dict[str, Any]:
-        key = repr(sorted(options.items()))
-        if key not in cache:
-            cache[key] = build(**options)
-        return copy.deepcopy(cache[key])
+        return copy.deepcopy(_built(tuple(sorted(options.items()))))
 
     return make
+
+
+@functools.cache
+def _built(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return build(**dict(options))

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from core.export.conftest import simulate
 from core.export.reading import load
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
-from mismatch_probe.export import available_exporters, export_config, recommend
+from mismatch_probe.export import available_exporters, export_config
 from mismatch_probe.export.annotated import Entry, comment, render, scalar
+from mismatch_probe.recommendation import recommend
+from mismatch_probe.result import to_json
 from mismatch_probe.weights import available_methods
 
 Make = Callable[..., dict[str, Any]]
@@ -41,12 +44,15 @@ def test_thresholds_are_the_measured_ones_not_defaults(make_result: Make) -> Non
         quantile = result["token"]["quantiles"]["log_ratio"][-2]
         cap = yaml.safe_load(text)["vllm_importance_sampling_clip_max"]
         assert math.exp(quantile) <= cap <= math.exp(quantile) * 1.01
-        assert f"token.quantiles.log_ratio[0.999] = {quantile:.4g}" in re.sub(r"\s*\n\s*#\s*", " ", text)
+        fitted = result["recommendation"]["candidates"]["token_tis"]["fit"]["thresholds"]["cap"]
+        shown = f"cap {fitted['value']:.4g} [{fitted['ci_low']:.4g}, {fitted['ci_high']:.4g}]"
+        assert fitted["ci_low"] < fitted["ci_high"] and shown in re.sub(r"\s*\n\s*#\s*", " ", text)
 
 
-def test_the_cap_clears_the_noise_floor(make_result: Make) -> None:
-    result = make_result(noise=0.05)
+def test_the_cap_clears_the_noise_floor() -> None:
+    result, responses = simulate(noise=0.05)
     result["legs"]["floor"]["k3"] = 0.02  # sqrt(2 * .02) = .2 nats of noise
+    result["recommendation"] = to_json(recommend(result, responses, resamples=50))
     cap = load(export_config(result, "verl", method="token_tis"))["algorithm"]["rollout_correction"]
     assert cap["rollout_is_threshold"] == pytest.approx(math.exp(0.6), rel=0.01)
     assert cap["rollout_is"] == "token"
@@ -126,6 +132,7 @@ def test_a_broken_or_undecided_run_is_refused_unless_forced(make_result: Make, t
         "trusted": False,
         "checks": [{"code": "MP106", "name": "temperature", "status": "fail", "detail": "T"}],
     }
+    broken["recommendation"] = recommend(broken, None)
     with pytest.raises(ConfigError, match="MP106"):
         export_config(broken, to)
     # A run without a recommendation gets token truncation, which VESPO's own recipe cannot express.
@@ -150,9 +157,27 @@ def test_unknown_names_are_refused_with_the_nearest(make_result: Make) -> None:
 
 def test_the_stored_recommendation_is_what_is_exported(make_result: Make) -> None:
     result = make_result()
-    result["recommendation"] = {**recommend(result), "parameters": {"k_pos": 1.5, "lambda_pos": 2.5}}
+    result["recommendation"] = {**result["recommendation"], "parameters": {"k_pos": 1.5, "lambda_pos": 2.5}}
     config = load(export_config(result, "trl"))
     assert (config["vespo_k_pos"], config["vespo_lambda_pos"], config["vespo_k_neg"]) == (1.5, 2.5, 3.0)
+
+
+def test_a_goal_takes_the_correction_that_serves_it(make_result: Make) -> None:
+    result = make_result(noise=0.05)
+    chosen = result["recommendation"]["goals"]
+    assert chosen["signal"]["chosen"] == "token_tis" != chosen["stability"]["chosen"]
+    exported = export_config(result, "trl", goal="signal")
+    assert (
+        load(exported)["vllm_importance_sampling_mode"] == "token_truncate"
+        and "For signal: token TIS" in exported.text
+    )
+    assert export_config(result, "trl", goal="stability") == export_config(result, "trl")
+    with pytest.raises(ConfigError, match="speed"):
+        export_config(result, "trl", goal="speed")
+    del result["recommendation"]
+    with pytest.raises(ConfigError, match="recommendation") as error:
+        export_config(result, "trl")
+    assert "measure" in str(error.value.hint)
 
 
 def test_names_from_a_run_cannot_leave_their_comment(make_result: Make) -> None:
@@ -164,7 +189,7 @@ def test_names_from_a_run_cannot_leave_their_comment(make_result: Make) -> None:
 
 def test_missing_measurements_leave_their_keys_out(make_result: Make) -> None:
     result = make_result()
-    del result["token"]["quantiles"]
+    del result["token"]["quantiles"], result["recommendation"]["candidates"]
     config = load(export_config(result, "trl", method="token_tis"))
     assert "vllm_importance_sampling_clip_max" not in config
 

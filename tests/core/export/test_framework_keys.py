@@ -122,7 +122,7 @@ def test_areal_is_not_given_what_it_refuses(make_result: Make) -> None:
     with pytest.raises(ConfigError, match="binary_kl"):
         export_config(make_result(), "areal", method="kpop")
     shifted = make_result(noise=0.1)
-    shifted["sequence"]["length_law"]["kappa"]["value"] = 0.5
+    shifted["recommendation"]["candidates"]["geo_rs"]["parameters"] = {"low": 0.5, "high": 0.9}
     with pytest.raises(ConfigError, match="above 1"):
         export_config(shifted, "areal", method="geo_rs")
 

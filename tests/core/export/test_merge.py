@@ -79,7 +79,7 @@ def test_a_yaml_config_keeps_its_lines_and_gets_the_keys(make_result: Make) -> N
     }
     # A new key carries the measurement that set it, a changed one what its owner wrote.
     line = after.index(next(line for line in after if "rollout_rs_threshold" in line))
-    assert after[line - 1].lstrip().startswith("#") and "kappa" in "".join(after[line - 4 : line])
+    assert after[line - 1].lstrip().startswith("#") and "fit that leaves" in "".join(after[line - 4 : line])
     assert merge_config(merged.text, exported).text == merged.text
 
 
