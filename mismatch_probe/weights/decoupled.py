@@ -30,6 +30,14 @@ NORMALISE = one_of(
     }
 )
 
+Objective = Literal["ppo", "none"]
+OBJECTIVE = one_of(
+    {
+        "ppo": "PPO's clip of pi / pi_old under it",
+        "none": "the mismatch's factor alone, where a framework puts it on another objective (verl, TRL, SkyRL)",
+    }
+)
+
 Weighting = Literal["none", "token", "sequence", "mean"]
 WEIGHTING = one_of(
     {
@@ -57,15 +65,21 @@ class Decoupled(GradientView):
         eps_high: Distance of the clip's cap from 1.
         dual_c: Largest pi / pi_old that passes with A < 0, or None (verl: 3).
         clamp: No gradient where |log pi - log pi_old| is above it, or None (verl, SkyRL, OpenRLHF: 20).
+        objective: "ppo", or "none": the update factor is 1 and the four above are not read.
     """
 
     eps_low: float = field(default=0.2, metadata=FRACTION)
     eps_high: float = field(default=0.2, metadata=NOT_NEGATIVE)
     dual_c: float | None = field(default=None, metadata=OPTIONAL_CEILING)
     clamp: float | None = field(default=None, metadata=OPTIONAL_BOUND)
+    objective: Objective = field(default="ppo", metadata=OBJECTIVE)
 
     def update(self, ratios: Ratios) -> torch.Tensor:
-        """PPO(pi / pi_old): the clipped ratio; 1 without pi_old, [tokens]."""
+        """PPO(pi / pi_old): the clipped ratio; 1 without pi_old and without an objective, [tokens]."""
+        import torch
+
+        if self.objective == "none":
+            return torch.ones_like(ratios.train)
         return clipped_ratio(
             ratios.update(),
             ratios.positive,

@@ -72,7 +72,8 @@ class SequenceTIS(Decoupled):
     """Truncated importance sampling by sequence: the update is clipped, the mismatch of the whole is truncated.
 
     phi = PPO(pi / pi_old) * min(W, cap), W = prod pi_old / mu. Without pi_old the update factor is 1 and W is
-    of pi / mu. `scope` "mean" takes W^(1/T). `cap` None leaves W as it is.
+    of pi / mu. `scope` "mean" takes W^(1/T), "truncated_geometric" and "truncated_arithmetic" the mean over the response
+    of min(pi_old / mu, cap). `cap` None leaves W as it is.
 
     Source: verl `decoupled_seq_is` (cap 2, which advises 2 to 10), SkyRL 5, TRL 3, ROLL 1.2, VCPO 8 (arXiv
     2602.17616).
@@ -88,12 +89,14 @@ class SequenceTIS(Decoupled):
     reads: ClassVar[str] = DECOUPLED_READS
 
     cap: float | None = field(default=2.0, metadata=OPTIONAL_BOUND)
-    scope: Literal["sequence", "mean"] = field(
+    scope: Literal["sequence", "mean", "truncated_geometric", "truncated_arithmetic"] = field(
         default="sequence",
         metadata=one_of(
             {
                 "sequence": "W, the product (verl, TRL, SkyRL, NeMo-RL, ROLL sequence)",
                 "mean": "W^(1/T), the geometric mean (ms-swift, AReaL, ROLL geometric)",
+                "truncated_geometric": "geometric mean of truncated token ratios (token weights on verl's geo_mean)",
+                "truncated_arithmetic": "their mean (token weights on GSPO in TRL, AReaL and ms-swift)",
             }
         ),
     )
@@ -101,9 +104,15 @@ class SequenceTIS(Decoupled):
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update times the truncated sequence weight."""
-        over_tokens = ratios.sequence_sum if self.scope == "sequence" else ratios.sequence_mean
-        log_w = over_tokens(ratios.log_ratio("old/rollout")).clamp(max=log_bound(self.cap))
-        weight = bounded_exp(log_w)
+        mismatch, bound = ratios.log_ratio("old/rollout"), log_bound(self.cap)
+        if self.scope == "truncated_arithmetic":
+            # A loss that differentiates through the mean of a response hands every token the mean of the weights.
+            weight = ratios.sequence_mean(bounded_exp(mismatch.clamp(max=bound)))
+        elif self.scope == "truncated_geometric":
+            weight = bounded_exp(ratios.sequence_mean(mismatch.clamp(max=bound)))
+        else:
+            over_tokens = ratios.sequence_sum if self.scope == "sequence" else ratios.sequence_mean
+            weight = bounded_exp(over_tokens(mismatch).clamp(max=bound))
         if self.normalise == "mean":
             weight = over_mean(weight, ratios.lengths > 0)
         return self.update(ratios) * ratios.spread(weight)
