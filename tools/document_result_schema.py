@@ -9,6 +9,7 @@ level.
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 from mismatch_probe.causes.checkpoints import CheckpointComparison
 from mismatch_probe.causes.diagnosis import Diagnosis
@@ -16,6 +17,11 @@ from mismatch_probe.causes.evidence import Evidence
 from mismatch_probe.config.bars import Bars
 from mismatch_probe.engines.refit import WeightComparison
 from mismatch_probe.findings import Finding
+from mismatch_probe.recommendation import GOALS
+from mismatch_probe.recommendation.action import Effect, Kind
+from mismatch_probe.recommendation.candidates import Candidate
+from mismatch_probe.recommendation.goals import Choice
+from mismatch_probe.recommendation.monitor import Watched
 from mismatch_probe.result import RESULT_SCHEMA_VERSION, SCHEMA_PATH
 from mismatch_probe.simulate.response import MethodResponse, Unavailable
 from mismatch_probe.stats.estimate import Estimate
@@ -363,10 +369,45 @@ class Sections:
         )
 
     def _recommendation(self) -> Schema:
-        action = opened({"rank": INTEGER, "code": TEXT, "action": TEXT, "because": TEXT})
+        measured = closed({"name": TEXT, "value": NUMBER})
+        action = closed(
+            {
+                "rank": INTEGER,
+                "code": TEXT,
+                "kind": {"enum": list(get_args(Kind))},
+                "action": TEXT,
+                "because": TEXT,
+                "measured": maybe(measured),
+                "effects": array(self._of(Effect)),
+                "no_effect": maybe(TEXT),
+            }
+        )
+        by_name = {"type": "object", "additionalProperties": {}}
         return described(
-            opened({"summary": TEXT, "actions": array(action), "method": maybe(TEXT)}),
-            "What `export` writes, and why.",
+            closed(
+                {
+                    "goal": {"enum": list(GOALS)},
+                    "summary": TEXT,
+                    "actions": array(action),
+                    "method": described(
+                        maybe(TEXT), "What `export` writes; null on numbers that are not to be trusted."
+                    ),
+                    "parameters": by_name,
+                    "weight_reads": maybe(TEXT),
+                    "routing_replay": FLAG,
+                    "fp32_head": FLAG,
+                    "candidates": {"type": "object", "additionalProperties": self._of(Candidate)},
+                    "goals": {
+                        "type": "object",
+                        "propertyNames": {"enum": list(GOALS)},
+                        "additionalProperties": self._of(Choice),
+                    },
+                    "assumptions": array(TEXT),
+                    "monitor": array(self._of(Watched)),
+                    "reads_by_framework": {"type": "object", "additionalProperties": TEXT},
+                }
+            ),
+            "What to do, in order; the correction that `export` writes, what was put forward, and what to watch.",
         )
 
 

@@ -26,6 +26,7 @@ from mismatch_probe_cli.commands import (
     history,
     import_,
     locate,
+    recommend,
     simulate,
     stages,
     tune,
@@ -64,6 +65,7 @@ app.command("score")(stages.score)
 app.command("measure")(stages.measure)
 app.command("simulate")(simulate.simulate)
 app.command("tune")(tune.tune)
+app.command("recommend")(recommend.recommend)
 app.command("ablate")(ablate.ablate)
 app.command("locate")(locate.locate)
 app.command("report")(stages.report)

@@ -29,6 +29,13 @@ def methods(incomplete: str) -> Suggestions:
     return _matching(((entry.name, entry.summary) for entry in known), incomplete)
 
 
+def goals(incomplete: str) -> Suggestions:
+    """What a correction can serve."""
+    from mismatch_probe.recommendation.goals import CRITERIA
+
+    return _matching(((goal, criterion.words) for goal, criterion in CRITERIA.items()), incomplete)
+
+
 def frameworks(incomplete: str) -> Suggestions:
     """Frameworks whose code is known."""
     from mismatch_probe.weights.presets import FRAMEWORKS

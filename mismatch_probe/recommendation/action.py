@@ -17,7 +17,8 @@ class Effect:
     """What an action does to one number of this run; numbers that were not measured are None with a reason.
 
     Attributes:
-        quantity: Which number, with its unit.
+        quantity: Which number.
+        unit: "nats", or "share" for one between 0 and 1.
         before: Without the action.
         after: With it.
         change: What it comes to, from paired prompts.
@@ -26,6 +27,7 @@ class Effect:
     """
 
     quantity: str
+    unit: Literal["nats", "share"]
     before: Estimate | None
     after: Estimate | None
     change: Estimate | None

@@ -14,7 +14,7 @@ _DEFAULT_REPLAY_SHARE = 0.5
 _PRECISION_SHARE = 0.5
 # Family-wise error of the knobs that are called better than the run's own setting.
 _LEVEL = 0.05
-_K3 = "token K3, nats a token"
+_K3 = "token K3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ def weight_sync_actions(result: Mapping[str, Any]) -> tuple[Action, ...]:
     for item in result.get("findings") or []:
         if item.get("code") == "MP601":
             effect = Effect(
-                "K3 between the rollout engine before and after it loads the weights that it has, nats a token",
+                "K3 between the rollout engine before and after it loads the weights that it has",
+                "nats",
                 estimate_at(result, "weight_sync.change.k3"),
                 None,
                 None,
@@ -63,6 +64,7 @@ def replay_switch(result: Mapping[str, Any]) -> Switch:
     )
     effect = Effect(
         _K3,
+        "nats",
         estimate_at(result, "routing.replay.k3_forward"),
         estimate_at(result, "routing.replay.k3_replay"),
         estimate_at(result, "routing.replay.explained"),
@@ -130,6 +132,7 @@ def self_disagreement_actions(result: Mapping[str, Any]) -> tuple[Action, ...]:
             measured = read(result, "legs.floor.decode_prefill_k3")
             effect = Effect(
                 _K3,
+                "nats",
                 estimate_at(result, "token.k3"),
                 None,
                 estimate_at(result, "legs.floor.decode_prefill_k3"),
@@ -177,6 +180,7 @@ def _knob_effect(result: Mapping[str, Any], name: str) -> Effect | None:
         if row.get("knob") == name and change is not None:
             return Effect(
                 _K3,
+                "nats",
                 estimate_at(result, "ablation.k3"),
                 None,
                 change,
@@ -192,7 +196,7 @@ def _leg_effects(result: Mapping[str, Any], leg: str) -> tuple[Effect, ...]:
         if row.get("leg") == leg and row.get("baseline") == "train/forward" and change is not None:
             before = estimate_at(result, "token.k3")
             source = f"legs.comparisons[{leg}]"
-            return (Effect(_K3, before, None, change, "change of K3", source),)
+            return (Effect(_K3, "nats", before, None, change, "change of K3", source),)
     return ()
 
 

@@ -15,6 +15,7 @@ from mismatch_probe.recommendation.action import estimate_at
 from mismatch_probe.simulate.responses import Responses
 from mismatch_probe.simulate.sums import ground_of, sum_weights
 from mismatch_probe.stats.estimate import Estimate
+from mismatch_probe.stats.intervals import Statistic, interval_from_table
 from mismatch_probe.stats.kl import token_k1, token_k3
 from mismatch_probe.weights.method import WeightMethod
 
@@ -146,7 +147,8 @@ def _watched(
     return Watched(
         name=name,
         quantity=quantity,
-        expected=expected or Estimate(here, None, None, prompts, "no interval was asked for"),
+        expected=expected
+        or interval_from_table(table[table[:, 0] > 0], Statistic(value_of), n=prompts, resamples=500),
         alarm=None if alarm is None else float(alarm),
         side="above" if above else "below",
         num_prompts=prompts,

@@ -132,6 +132,7 @@ def _corrected(
     effects = tuple(
         Effect(
             words,
+            "share",
             getattr(baseline, name),
             getattr(candidate, name),
             None,

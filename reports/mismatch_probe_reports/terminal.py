@@ -221,6 +221,8 @@ def _recommendation(section: Section) -> list[RenderableType]:
         return [Text(""), *_line(section)]
     items: list[RenderableType] = [Text(""), Text.assemble(("Recommendation", "bold"), ": ", section.lead)]
     for table in section.tables:
+        if table.name not in ("actions", "settings"):
+            continue
         for row in table.rows:
             if table.name == "actions":
                 rank, action, because = (cell.text for cell in row[:3])

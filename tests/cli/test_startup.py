@@ -26,6 +26,7 @@ VERBS = [
     "measure",
     "simulate",
     "tune",
+    "recommend",
     "report",
     "check",
     "diff",

@@ -35,6 +35,15 @@ def export(
             autocompletion=completion.methods,
         ),
     ] = None,
+    goal: Annotated[
+        str | None,
+        typer.Option(
+            "--goal",
+            metavar="NAME",
+            help="What the correction is to serve, stability, signal or throughput, where it is not the run's goal.",
+            autocompletion=completion.goals,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here instead of to stdout.")
     ] = None,
@@ -66,6 +75,8 @@ def export(
 
     `mismatch-probe export runs/first --to openrlhf --method icepop`
 
+    `mismatch-probe export runs/first --to trl --goal signal`
+
     `mismatch-probe export runs/first --to drift-profile --out drift_profile.json`
     """
     from mismatch_probe.drift.profile import EXPORT_NAME, export_profile
@@ -76,14 +87,16 @@ def export(
     from mismatch_probe_cli.console import clean, stderr
 
     run = RunDirectory.open_existing(run_path)
+    if method is not None and goal is not None:
+        raise ConfigError("--method and --goal both say which correction", hint="give one of them")
     if out is not None and merge is not None:
         raise ConfigError("--out and --merge both say where to write", hint="give one of them")
     if to == EXPORT_NAME:
-        if method is not None or merge is not None:
-            raise ConfigError(f"{EXPORT_NAME} is no config: --method and --merge are for frameworks")
+        if method is not None or goal is not None or merge is not None:
+            raise ConfigError(f"{EXPORT_NAME} is no config: --method, --goal and --merge are for frameworks")
         exported = export_profile(run, force=force)
     else:
-        exported = export_config(read_result(run.result_path), to, method=method, force=force)
+        exported = export_config(read_result(run.result_path), to, method=method, goal=goal, force=force)
     for note in exported.notes:
         stderr().print(f"[dim]note:[/] {clean(note)}", soft_wrap=True)
     if merge is not None:

@@ -6,14 +6,16 @@ from mismatch_probe_reports import format as fmt
 from mismatch_probe_reports.reading import (
     Json,
     look_up,
+    read_list,
     read_mapping,
     read_number,
     read_rows,
     read_text,
     why_absent,
 )
+from mismatch_probe_reports.sections.put_forward import label_of, recommendation_tables
 from mismatch_probe_reports.sections.weights import method_label
-from mismatch_probe_reports.tables import Cell, Column, Section, Table, settings_table
+from mismatch_probe_reports.tables import Cell, Column, Section, Table, estimate_cell, settings_table
 
 TITLE = "Recommendation"
 
@@ -32,6 +34,7 @@ def build_recommendation(result: Json) -> Section:
                 Cell(str(position if rank is None else int(rank))),
                 Cell(read_text(action.get("action"))),
                 Cell(read_text(action.get("because"))),
+                _effects(action),
                 _measured(read_mapping(action.get("measured"))),
                 Cell(read_text(action.get("code"))),
             )
@@ -40,7 +43,8 @@ def build_recommendation(result: Json) -> Section:
         Column("Rank", numeric=False),
         Column("Do", numeric=False),
         Column("Because", numeric=False, rank=2),
-        Column("Measured", numeric=False, rank=2),
+        Column("What it does to this run", numeric=False, rank=2),
+        Column("Measured", numeric=False, rank=3),
         Column("Code", numeric=False, rank=3),
     )
     tables = []
@@ -49,9 +53,41 @@ def build_recommendation(result: Json) -> Section:
     settings = _settings(recommendation, result)
     if settings:
         tables.append(settings_table("settings", "Settings that fit what was measured", settings))
+    tables += recommendation_tables(recommendation)
+    assumed = [read_text(text) for text in read_list(recommendation.get("assumptions"))]
     return Section(
-        "recommendation", TITLE, lead=read_text(recommendation.get("summary")), tables=tuple(tables)
+        "recommendation",
+        TITLE,
+        lead=read_text(recommendation.get("summary")),
+        tables=tuple(tables),
+        notes=(f"Assumed: {'; '.join(assumed)}.",) if assumed else (),
     )
+
+
+def _effects(action: Json) -> Cell:
+    """What an action does, each with its intervals; or why that is not known."""
+    said = []
+    for effect in map(read_mapping, read_rows(action.get("effects"))):
+        before, after, change = (_with_interval(effect, key) for key in ("before", "after", "change"))
+        text = read_text(effect.get("quantity"))
+        if before and after:
+            text += f" {before} to {after}"
+        elif before or after:
+            text += f" {before or after}"
+        if change:
+            text += f", {read_text(effect.get('change_means'))} {change}"
+        said.append(text)
+    return Cell("; ".join(said) or read_text(action.get("no_effect")), tone="" if said else "muted")
+
+
+def _with_interval(effect: Json, key: str) -> str:
+    if effect.get(key) is None:
+        return ""
+    share = effect.get("unit") == "share" or (
+        str(effect.get("change_means")).startswith("share") and key == "change"
+    )
+    cell = estimate_cell(effect.get(key), fmt.percent if share else fmt.number)
+    return f"{cell.text} {cell.detail}".strip()
 
 
 def _measured(measured: Json) -> Cell:
@@ -66,6 +102,9 @@ def _measured(measured: Json) -> Cell:
 
 def _settings(recommendation: Json, result: Json) -> dict[str, object]:
     settings: dict[str, object] = {}
+    goal = read_text(recommendation.get("goal"))
+    if goal:
+        settings["goal"] = goal
     method = read_text(recommendation.get("method"))
     if method:
         record = read_mapping(look_up(result, "weights", method))
@@ -74,6 +113,9 @@ def _settings(recommendation: Json, result: Json) -> dict[str, object]:
     parameters = read_mapping(recommendation.get("parameters"))
     if parameters:
         settings["parameters"] = dict(parameters)
+    choice = read_mapping(look_up(recommendation, "goals", goal)) if goal else {}
+    if choice:
+        settings["runner-up"] = label_of(recommendation.get("candidates"), choice.get("runner_up"))
     for key, label in (
         ("weight_reads", "weight reads"),
         ("routing_replay", "routing replay (R3)"),
