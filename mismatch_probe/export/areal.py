@@ -7,6 +7,7 @@ from typing import Any
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.areal import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     bound_entries,
@@ -29,6 +30,7 @@ TARGET = Target(
     versions=("1.0",),
     history="behave_imp_weight_cap and behave_imp_weight_mode are gone; AReaL 1.0 refuses them.",
     loaded=True,
+    applied=applied_methods,
 )
 _REJECT = "actor.rejection_sampling"
 _UPPER, _LOWER = f"{_REJECT}.upper", f"{_REJECT}.lower"

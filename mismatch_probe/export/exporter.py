@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.export.annotated import Entry
 from mismatch_probe.registry import Registry
+
+if TYPE_CHECKING:
+    from mismatch_probe.export.effect import ConfigEffect
+    from mismatch_probe.simulate.responses import Responses
+    from mismatch_probe.weights import WeightMethod
 
 # What is written, in this order, where a framework cannot express what the run recommends.
 _STAND_INS = ("token_tis", "prime_dppo")
@@ -24,6 +29,8 @@ class ExportedConfig:
         notes: What the framework cannot express, and what was forced.
         entries: The keys by themselves, for merging into an existing file.
         contents: What the weights contain in this framework's recipe.
+        applies: What the framework does with these keys, as methods coded and set as there; phi is their product.
+        effect: What that does to the run's tokens; None where they were not given.
     """
 
     text: str
@@ -31,6 +38,8 @@ class ExportedConfig:
     notes: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
     contents: str = ""
+    applies: tuple[WeightMethod, ...] = ()
+    effect: ConfigEffect | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,7 @@ class Plan:
         fp32_head: Whether the output head is to be computed in float32.
         summary: The recommendation in a sentence.
         instead_of: What the run recommends and the framework cannot express; None where `method` is the choice.
+        responses: The run's tokens, to say what the config does to them; None leaves that out.
     """
 
     method: str
@@ -52,6 +62,7 @@ class Plan:
     fp32_head: bool
     summary: str
     instead_of: str | None = None
+    responses: Responses | None = None
 
 
 class Exporter(Protocol):
@@ -112,6 +123,7 @@ def export_config(
     method: str | None = None,
     goal: str | None = None,
     force: bool = False,
+    responses: Responses | None = None,
 ) -> ExportedConfig:
     """A training config that fits what was measured.
 
@@ -122,6 +134,7 @@ def export_config(
             recommended correction gets token truncation, or what comes next to it there, and a note says so.
         goal: What the correction is to serve, where it is not the goal that the run was measured for.
         force: Whether to export a run that failed validity or was inconclusive.
+        responses: The run's tokens; with them the config's heading says what it does to them.
 
     Raises:
         ConfigError: Unknown framework, method or goal, the framework cannot express the method, the run failed validity, or
@@ -146,6 +159,7 @@ def export_config(
         routing_replay=bool(recommended.get("routing_replay")),
         fp32_head=bool(recommended.get("fp32_head")),
         summary=str(recommended.get("summary") or ""),
+        responses=responses,
     )
     try:
         exported = exporter(result, plan)

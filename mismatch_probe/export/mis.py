@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.slime import helper_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.target import ON_TOP, Target
 from mismatch_probe.export.thresholds import (
@@ -33,6 +34,7 @@ def _target(name: str, title: str, module: str, commit: str) -> Target:
         versions=(commit,),
         history=None,
         loaded=False,
+        applied=helper_methods,
     )
 
 

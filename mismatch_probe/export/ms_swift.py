@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.ms_swift import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import cap_entries, parameter_entries, replay_reason, sampling_entries
 from mismatch_probe.export.target import ON_TOP, WITHOUT_MISMATCH, Target
@@ -20,6 +21,7 @@ TARGET = Target(
     versions=("4.6",),
     history=None,
     loaded=True,
+    applied=applied_methods,
 )
 _MODE = "rollout_importance_sampling_mode"
 _THRESHOLD = "rollout_importance_sampling_threshold"

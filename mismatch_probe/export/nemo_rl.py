@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.nemo_rl import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     bound_entries,
@@ -27,6 +28,7 @@ TARGET = Target(
     versions=("7ea279a",),
     history=None,
     loaded=False,
+    applied=applied_methods,
 )
 _TYPE = "loss_fn.truncated_importance_sampling_type"
 _MAX = "loss_fn.truncated_importance_sampling_ratio"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.openrlhf import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     fp32_reason,
@@ -30,6 +31,7 @@ TARGET = Target(
         "of level, mode and gating."
     ),
     loaded=True,
+    applied=applied_methods,
 )
 _KEY = "algo.advantage.is_correction"
 _WITHOUT = ("ppo_clip", "dapo", "dual_clip", "gspo")

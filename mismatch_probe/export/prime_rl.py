@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.prime_rl import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     fp32_reason,
@@ -26,6 +27,7 @@ TARGET = Target(
     versions=("0.8",),
     history="Older commits have token, sequence and geometric masks and truncated weights, which are gone.",
     loaded=False,
+    applied=applied_methods,
 )
 _LOSS = "trainer.loss"
 _REASONS = dict.fromkeys(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.roll import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import replay_reason, sampling_entries
 from mismatch_probe.export.target import ON_TOP, WITHOUT_MISMATCH, Target
@@ -28,6 +29,7 @@ TARGET = Target(
     versions=("8eb27cc",),
     history=None,
     loaded=False,
+    applied=applied_methods,
 )
 _WEIGHT = "train_infer_correction.is_weight"
 _FILTERS = "train_infer_correction.filters"

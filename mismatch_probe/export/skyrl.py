@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.skyrl import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     bound_entries,
@@ -27,6 +28,7 @@ TARGET = Target(
     versions=("0.3",),
     history="Older releases have trainer.algorithm.use_tis and tis_imp_ratio_cap, which 0.3 still maps onto token_tis.",
     loaded=True,
+    applied=applied_methods,
 )
 _ALGORITHM = "trainer.algorithm"
 _OFF = f"{_ALGORITHM}.off_policy_correction"

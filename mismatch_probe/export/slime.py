@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.slime import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     bound_entries,
@@ -28,6 +29,7 @@ SLIME = Target(
     versions=("624b824",),
     history=None,
     loaded=False,
+    applied=applied_methods,
 )
 MILES = Target(
     name="miles",
@@ -38,6 +40,7 @@ MILES = Target(
     versions=("31f1ca9",),
     history=None,
     loaded=False,
+    applied=applied_methods,
 )
 _ICEPOP = {
     "slime": "slime.backends.megatron_utils.loss.icepop_function",

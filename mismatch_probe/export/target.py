@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.export.annotated import Entry, comment, overrides, render, render_arguments, render_toml
+from mismatch_probe.export.applied.keys import Methods
+from mismatch_probe.export.effect import expected_effect
 from mismatch_probe.export.exporter import ExportedConfig, Plan
 from mismatch_probe.export.provenance import heading
 
@@ -37,6 +39,7 @@ class Target:
         versions: Prefixes of the versions that the keys hold for.
         history: What the keys were called before, or None.
         loaded: Whether the tests hand the exported text to the framework's own code.
+        applied: What the framework does with keys that were written; their phi multiply.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Target:
     versions: tuple[str, ...]
     history: str | None
     loaded: bool
+    applied: Callable[[Iterable[Entry]], Methods]
 
     def refuse_unless(
         self, plan: Plan, expressible: Iterable[str], reasons: Mapping[str, str] | None = None
@@ -98,7 +102,7 @@ class Target:
 
         Args:
             result: result.json, for the heading.
-            plan: The plan.
+            plan: The plan; with responses the heading says what the config does to them.
             contents: What the weights contain, for the heading.
             entries: Keys; those of one parent follow each other.
             notes: What cannot be expressed, without a full stop.
@@ -107,6 +111,10 @@ class Target:
         listed = tuple(entries)
         said = (*notes, *self.version_notes())
         head = heading(result, plan, f"{self.title}: {self.fragment}", contents)
+        applies = self.applied(listed)
+        effect = None if plan.responses is None else expected_effect(applies, plan.responses)
+        if effect is not None:
+            head.append(effect.sentence())
         if self.history:
             head.append(self.history)
         tail = [f"Note: {note}." for note in said]
@@ -125,4 +133,6 @@ class Target:
             ]
         text += "".join(f"{line}\n" for line in lines)
         kinds = {"toml": "toml", "arguments": "bash", "hydra": "bash"}
-        return ExportedConfig(text, kinds.get(self.layout, "yaml"), said, listed, contents)
+        return ExportedConfig(
+            text, kinds.get(self.layout, "yaml"), said, listed, contents, applies=applies, effect=effect
+        )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.trl import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     bound_entries,
@@ -34,6 +35,7 @@ TARGET = Target(
     versions=("1.16",),
     history="Older releases have vllm_importance_sampling_cap in the place of clip_max; TRL 2 takes it away.",
     loaded=True,
+    applied=applied_methods,
 )
 _MODE = "vllm_importance_sampling_mode"
 _MAX = "vllm_importance_sampling_clip_max"
@@ -165,6 +167,7 @@ def _objective(plan: Plan) -> list[Entry]:
             "k_neg": "vespo_k_neg",
             "lambda_neg": "vespo_lambda_neg",
         },
+        "dapo": {"eps_low": "epsilon", "eps_high": "epsilon_high"},
         "sapo": {"tau_pos": "sapo_temperature_pos", "tau_neg": "sapo_temperature_neg"},
         "two_sided": {"eps_low": "epsilon", "eps_high": "epsilon_high", "delta": "delta"},
     }.get(plan.method, {})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry, comment
+from mismatch_probe.export.applied.verl import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import (
     hyperparameter,
@@ -26,6 +27,7 @@ TARGET = Target(
     versions=("0.9",),
     history=None,
     loaded=True,
+    applied=applied_methods,
 )
 _CORRECTION = "algorithm.rollout_correction"
 _ACTOR = "actor_rollout_ref.actor"
@@ -41,11 +43,13 @@ _LOSS_MODE = {
     "gmpo": "geo_mean",
     "gspo": "gspo",
     "gspo_token": "gspo",
+    "reinforce": "gpg",
     "sapo": "sapo",
 }
 _CLIP = {"eps_low": f"{_ACTOR}.clip_ratio_low", "eps_high": f"{_ACTOR}.clip_ratio_high"}
 _PARAMETERS = {
     "cispo": _CLIP,
+    "dapo": _CLIP,
     "dppo_kl": {"delta": f"{_ACTOR}.clip_ratio_low"},
     "dppo_tv": {"delta": f"{_ACTOR}.clip_ratio_low"},
     "dual_clip": {**_CLIP, "c": f"{_ACTOR}.clip_ratio_c"},
@@ -54,7 +58,7 @@ _PARAMETERS = {
     "gspo_token": _CLIP,
     "sapo": {"tau_pos": f"{_ACTOR}.tau_pos", "tau_neg": f"{_ACTOR}.tau_neg"},
 }
-_WITHOUT_CORRECTION = ("ppo_clip", "dapo", "dual_clip")
+_WITHOUT_CORRECTION = ("reinforce", "ppo_clip", "dapo", "dual_clip")
 _EXPRESSIBLE = (
     *_WITHOUT_CORRECTION,
     *_LOSS_MODE,
@@ -94,6 +98,8 @@ def export_verl(result: Mapping[str, Any], plan: Plan) -> ExportedConfig:
 
 
 def _contents(plan: Plan) -> str:
+    if plan.method == "reinforce":
+        return "Nothing: there is no ratio, and neither mismatch nor staleness is seen."
     if plan.method in _WITHOUT_CORRECTION:
         return WITHOUT_MISMATCH
     return (
@@ -113,6 +119,8 @@ def _correction(result: Mapping[str, Any], plan: Plan) -> list[Entry]:
 
 def _weights(result: Mapping[str, Any], plan: Plan) -> list[Entry]:
     level_key, threshold_key = f"{_CORRECTION}.rollout_is", f"{_CORRECTION}.rollout_is_threshold"
+    if plan.method in _WITHOUT_CORRECTION:
+        return [Entry(level_key, None, "No weights on pi_old / mu.")]
     if plan.method == "icepop":
         band = token_band(result)
         entries = [Entry(level_key, "token", "IcePop: with two bounds, tokens outside get nothing.")]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.annotated import Entry
+from mismatch_probe.export.applied.vespo_recipe import methods as applied_methods
 from mismatch_probe.export.exporter import ExportedConfig, Plan, register_exporter
 from mismatch_probe.export.provenance import cap_entries, parameter_entries, replay_reason, sampling_entries
 from mismatch_probe.export.target import Target
@@ -20,6 +21,7 @@ TARGET = Target(
     versions=("aa1f304",),
     history=None,
     loaded=False,
+    applied=applied_methods,
 )
 _ROLLOUT = "actor_rollout_ref.rollout"
 _POLICY = "actor_rollout_ref.actor.policy_loss"

@@ -40,6 +40,7 @@ _VERL_CLIP: Parameters = {"dual_c": 3.0, "clamp": 20.0}
 _FLAT: Parameters = {"eps_low": 0.2, "eps_high": 0.2}
 _GSPO: Parameters = {"variant": "paper", **_FLAT}
 _SLIME: dict[str, Parameters] = {
+    "dual_clip": {},
     "gspo": _GSPO,
     "icepop": {"low": 0.0, "high": 2.0},
     # compares with the recomputed pi_old; with rollout log-probabilities this delta drops nearly everything negative
@@ -48,10 +49,12 @@ _SLIME: dict[str, Parameters] = {
     "token_tis": {"cap": 2.0, "floor": 0.0},
 }
 
+# A dual clip is off in AReaL, slime, miles, NeMo-RL and OpenRLHF until c is set.
 _AS_CODED: dict[str, dict[str, Parameters]] = {
     "areal": {
         # required to be set; these are the values it recommends
         "cispo": {"eps_low": 1.0, "eps_high": 4.0},
+        "dual_clip": {},
         # a ratio at sequence level is the geometric mean, as the statistic and as the weight
         "geo_rs": {"low": 0.0, "high": 5.0, "weighting": "mean"},
         "gspo": _GSPO,
@@ -81,6 +84,7 @@ _AS_CODED: dict[str, dict[str, Parameters]] = {
     },
     "nemo_rl": {
         "cispo": _FLAT,
+        "dual_clip": {},
         "geo_rs": {"low": 0.999, "high": 1.002, "weighting": "token"},
         "gspo": _GSPO,
         "icepop": {"low": 0.5, "high": 5.0},
@@ -89,6 +93,7 @@ _AS_CODED: dict[str, dict[str, Parameters]] = {
         "token_tis": {"cap": None},
     },
     "openrlhf": {
+        "dual_clip": _CLAMPED,
         "geo_rs": {"low": 0.5, "high": 5.0, "weighting": "token", **_CLAMPED},
         "gspo": _GSPO,
         "icepop": {"low": 0.5, "high": 5.0, **_CLAMPED},
