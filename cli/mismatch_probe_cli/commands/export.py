@@ -60,6 +60,7 @@ def export(
 ) -> None:
     """Writes the training config that fits what was measured; every value's comment names the measurement that set it.
 
+    The heading says what the config does to this run's own tokens: which share it keeps, mean weight, effective size.
     A run that failed validity or was inconclusive is refused; --force exports it all the same and replaces FILE.
     --merge keeps the comments and the order of a YAML or TOML config; the diff goes to stdout, and without a terminal
     nothing is written unless --yes is there.
@@ -81,8 +82,7 @@ def export(
     """
     from mismatch_probe.drift.profile import EXPORT_NAME, export_profile
     from mismatch_probe.errors import ConfigError
-    from mismatch_probe.export import export_config
-    from mismatch_probe.result import read_result
+    from mismatch_probe.stages.exporting import export_run
     from mismatch_probe.trace.run_directory import RunDirectory
     from mismatch_probe_cli.console import clean, stderr
 
@@ -96,7 +96,7 @@ def export(
             raise ConfigError(f"{EXPORT_NAME} is no config: --method, --goal and --merge are for frameworks")
         exported = export_profile(run, force=force)
     else:
-        exported = export_config(read_result(run.result_path), to, method=method, goal=goal, force=force)
+        exported = export_run(run, to, method=method, goal=goal, force=force)
     for note in exported.notes:
         stderr().print(f"[dim]note:[/] {clean(note)}", soft_wrap=True)
     if merge is not None:
