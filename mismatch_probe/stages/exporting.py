@@ -42,7 +42,7 @@ def export_run(
 
 def _responses(run: RunDirectory, result: Mapping[str, Any]) -> Responses | None:
     """The run's tokens; None where they were found to be no log-probabilities, which result.json says already."""
-    if result["data_quality"]["unusable"] is not None:
+    if (result.get("data_quality") or {}).get("unusable") is not None:
         return None
     num_parts = int(run.read_manifest()["num_parts"])
     return read_responses(run, Trace(run, num_parts), num_parts)
