@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
 from pathlib import Path
@@ -14,38 +13,15 @@ import torch
 import yaml
 from core.export.conftest import build
 from parity.exported import exported, runs
-from parity.trl_side import CHECKPOINT
+from parity.trl_side import CHECKPOINT, trl_config
+from parity.verl_side import MEGATRON, in_verl, verl_defaults
 
 from mismatch_probe.export import export_config
-
-# What verl has no default for; nothing of it is exported.
-MEGATRON = ("model_engine=megatron",)
-NEEDED = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "actor_rollout_ref.rollout.name=vllm"]
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
     return runs()
-
-
-@functools.cache
-def verl_defaults(*overrides: str) -> Any:
-    """verl's trainer configuration, composed by Hydra from the files that it ships."""
-    import verl.trainer.config
-    from hydra import compose, initialize_config_dir
-
-    folder = str(Path(verl.trainer.config.__file__).parent)
-    with initialize_config_dir(folder, version_base=None):
-        return compose("ppo_trainer", overrides=[*NEEDED, *overrides])
-
-
-def in_verl(text: str, *overrides: str) -> Any:
-    """verl's trainer configuration with an exported fragment merged in; unknown keys are errors."""
-    from omegaconf import OmegaConf
-
-    defaults = verl_defaults(*overrides)
-    assert OmegaConf.is_struct(defaults)
-    return OmegaConf.merge(defaults, OmegaConf.create(text))
 
 
 def shell_words(text: str) -> list[str]:
@@ -138,21 +114,6 @@ def test_exported_bounds_keep_in_verl_what_they_were_fitted_to(method: str, low:
         rollout_rs_threshold=keys.rollout_rs_threshold,
     )
     assert low <= float(mask.mean()) <= high
-
-
-def trl_config(text: str, folder: Path) -> Any:
-    """As a user would: a file given to TRL's own parser, beside what belongs to a machine."""
-    from trl import GRPOConfig, TrlParser
-
-    path = folder / "exported.yaml"
-    path.write_text(text, encoding="utf-8")
-    machine = (
-        f"--output_dir {folder} --use_cpu true --bf16 false --report_to none --per_device_train_batch_size 8"
-    )
-    server = "--vllm_mode server --vllm_server_port 1 --vllm_server_timeout 0.01"
-    command = ["--config", str(path), *machine.split(), *server.split()]
-    (config,) = TrlParser((GRPOConfig,)).parse_args_and_config(command)
-    return config
 
 
 def test_trl_parses_the_yaml(

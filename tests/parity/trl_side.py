@@ -43,16 +43,9 @@ def make_trainer(*, num_generations: int = 8, rollout: Any = None, rewards: Any 
         rewards: One number a response.
         **config: Fields of its GRPOConfig.
     """
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
-    model, tokenizer = _loaded()
     rewards = [float(i) for i in range(num_generations)] if rewards is None else rewards
-
-    def reward(completions: list[str], **_: Any) -> list[float]:
-        assert len(completions) == len(rewards)
-        return list(rewards)
-
     arguments = GRPOConfig(
         output_dir=_folder().name,
         use_cpu=True,
@@ -65,11 +58,32 @@ def make_trainer(*, num_generations: int = 8, rollout: Any = None, rewards: Any 
         router_aux_loss_coef=0.0,
         **config,
     )
+    return trainer_of(arguments, rollout=rollout, rewards=rewards)
+
+
+def trainer_of(arguments: Any, *, rollout: Any, rewards: list[float]) -> Any:
+    """A GRPOTrainer of a GRPOConfig, as `make_trainer` does it.
+
+    Args:
+        arguments: The config; its own `use_vllm` comes back once the trainer stands.
+        rollout: TRL's rollout_func, or None.
+        rewards: One number a response of the one prompt.
+    """
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    model, tokenizer = _loaded()
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        assert len(completions) == len(rewards)
+        return list(rewards)
+
+    arguments.use_vllm = False
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": ["1 + 1 ="] * num_generations}),
+        train_dataset=Dataset.from_dict({"prompt": ["1 + 1 ="] * len(rewards)}),
         processing_class=tokenizer,
         rollout_func=rollout,
     )
@@ -116,3 +130,18 @@ def loss_gradient(tokens: Tokens, *, num_items: float | None = None, **config: A
         "num_items_in_batch": mask.sum() if num_items is None else torch.tensor(num_items),
     }
     return slope(trainer._compute_loss(trainer.model, inputs), tokens)
+
+
+def trl_config(text: str, folder: Path, *options: str) -> Any:
+    """As a user would: a file given to TRL's own parser, beside what belongs to a machine."""
+    from trl import GRPOConfig, TrlParser
+
+    path = folder / "exported.yaml"
+    path.write_text(text, encoding="utf-8")
+    machine = (
+        f"--output_dir {folder} --use_cpu true --bf16 false --report_to none --per_device_train_batch_size 8"
+    )
+    server = "--vllm_mode server --vllm_server_port 1 --vllm_server_timeout 0.01"
+    command = ["--config", str(path), *machine.split(), *server.split(), *options]
+    (config,) = TrlParser((GRPOConfig,)).parse_args_and_config(command)
+    return config

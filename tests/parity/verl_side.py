@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
 from parity.batches import WIDTH, Tokens, slope
+
+# What verl has no default for; nothing of it is exported.
+MEGATRON = ("model_engine=megatron",)
+NEEDED = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "actor_rollout_ref.rollout.name=vllm"]
 
 
 def actor_config(**changes: Any) -> Any:
@@ -79,3 +85,23 @@ def normalisers(mask: torch.Tensor) -> dict[str, float]:
         "num_sequences": float((mask.sum(dim=-1) > 0).sum()),
         "horizon": float(WIDTH),
     }
+
+
+@functools.cache
+def verl_defaults(*overrides: str) -> Any:
+    """verl's trainer configuration, composed by Hydra from the files that it ships."""
+    import verl.trainer.config
+    from hydra import compose, initialize_config_dir
+
+    folder = str(Path(verl.trainer.config.__file__).parent)
+    with initialize_config_dir(folder, version_base=None):
+        return compose("ppo_trainer", overrides=[*NEEDED, *overrides])
+
+
+def in_verl(text: str, *overrides: str) -> Any:
+    """verl's trainer configuration with an exported fragment merged in; unknown keys are errors."""
+    from omegaconf import OmegaConf
+
+    defaults = verl_defaults(*overrides)
+    assert OmegaConf.is_struct(defaults)
+    return OmegaConf.merge(defaults, OmegaConf.create(text))

@@ -1,0 +1,145 @@
+"""An exported config, loaded by the framework that it is for, drives that framework's own code on a measured run's tokens.
+
+    python tests/parity/round_trip.py runs/embedded
+
+prints, for each framework, by how much what it did differs from what was predicted of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from parity.batches import Tokens, slope
+from parity.measured import Run, Summary
+
+from mismatch_probe.errors import ConfigError
+from mismatch_probe.export import ExportedConfig, export_config
+from mismatch_probe.weights import available_methods
+
+PROMPT = [3, 4, 5, 6]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a framework did.
+
+    Attributes:
+        phi: The coefficient on A * grad log pi, from the gradient of its loss, [sequences, width].
+        weights: Its weights of pi_old / mu by themselves, where it hands them out.
+        mask: The tokens that its rejection leaves, where it hands them out.
+        logged: Its own metrics.
+    """
+
+    phi: torch.Tensor
+    weights: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    logged: dict[str, float] | None = None
+
+
+def exported(to: str, run: Run) -> Iterator[tuple[str, ExportedConfig]]:
+    """Method and config of all that an exporter can write for a run."""
+    for method in available_methods():
+        try:
+            yield method, export_config(run.result, to, method=method, force=True)
+        except ConfigError as error:
+            assert "cannot express" in str(error), error
+
+
+def coefficients(gradient: torch.Tensor, tokens: Tokens, normaliser: float | torch.Tensor) -> torch.Tensor:
+    """phi from a gradient in log pi of a loss that was divided by a normaliser."""
+    return -gradient * normaliser / tokens.per_token * tokens.mask
+
+
+def of_responses(mask: torch.Tensor, responses: float | None = None) -> torch.Tensor:
+    """What a mean over responses of means over tokens divides by, [sequences, 1].
+
+    Args:
+        mask: The tokens that count.
+        responses: How many responses count; None takes those with a token.
+    """
+    lengths = mask.sum(dim=-1, keepdim=True).to(torch.float64)
+    return lengths * (float((lengths > 0).sum()) if responses is None else responses)
+
+
+def in_verl(text: str, tokens: Tokens) -> Done:
+    """verl: its trainer's configuration, its correction of a DataProto, and its policy loss."""
+    from parity import verl_side
+    from verl import DataProto
+    from verl.trainer.config import RolloutCorrectionConfig
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+    from verl.utils.config import omega_conf_to_dataclass
+
+    megatron = verl_side.MEGATRON if "megatron" in text else ()
+    merged = verl_side.in_verl(text, *megatron)
+    config = omega_conf_to_dataclass(merged.algorithm.rollout_correction, RolloutCorrectionConfig)
+    actor = omega_conf_to_dataclass(merged.actor_rollout_ref.actor)
+    batch = DataProto.from_dict(
+        {
+            "old_log_probs": tokens.old,
+            "rollout_log_probs": tokens.rollout,
+            "response_mask": tokens.counts,
+        }
+    )
+    batch, logged = compute_rollout_correction_and_add_to_batch(batch, config)
+    mask = batch.batch["response_mask"]
+    weights = batch.batch["rollout_is_weights"] if "rollout_is_weights" in batch.batch else None
+    loss, _ = get_policy_loss_fn(actor.policy_loss.loss_mode)(
+        old_log_prob=tokens.old,
+        log_prob=tokens.train,
+        advantages=tokens.per_token,
+        response_mask=mask,
+        loss_agg_mode=actor.loss_agg_mode,
+        config=actor,
+        rollout_is_weights=weights,
+    )
+    # These two aggregate by response whatever loss_agg_mode says.
+    by_response = actor.policy_loss.loss_mode in ("sapo", "geo_mean") or actor.loss_agg_mode.startswith("seq")
+    normaliser = of_responses(mask) if by_response else float(mask.sum())
+    return Done(coefficients(slope(loss, tokens), tokens, normaliser), weights, mask, logged)
+
+
+def in_trl(text: str, tokens: Tokens) -> Done:
+    """TRL: its parser, its trainer's own sampling with the run's log-probabilities put in, and its loss."""
+    from parity import trl_side
+
+    sequences, width = tokens.mask.shape
+    lengths = tokens.mask.sum(dim=-1).tolist()
+    options = (
+        f"--num_generations {sequences} --per_device_train_batch_size {sequences} --max_completion_length {width} "
+        # A second pass over the batch, so that TRL keeps pi_old where it corrects nothing.
+        "--num_iterations 2 --router_aux_loss_coef 0.0 --disable_tqdm true"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = trl_side.trl_config(text, Path(folder), *options.split())
+        sampled = {
+            "prompt_ids": [PROMPT] * sequences,
+            "completion_ids": [[7] * length for length in lengths],
+            "logprobs": [tokens.rollout[i, :length].tolist() for i, length in enumerate(lengths)],
+        }
+        trainer = trl_side.trainer_of(
+            config, rollout=lambda prompts, trainer: sampled, rewards=tokens.advantages.tolist()
+        )
+        trl_side.read_log_probabilities(trainer, tokens.old, tokens.train)
+        batch = trainer._generate_and_score_completions([{"prompt": "1 + 1 ="}] * sequences)
+        assert torch.equal(batch["completion_mask"] > 0, tokens.mask)
+        batch["advantages"] = tokens.advantages
+        gradient = slope(trainer._compute_loss(trainer.model, batch), tokens)
+    by_response = config.loss_type in ("grpo", "sapo", "luspo")
+    normaliser = of_responses(tokens.mask) if by_response else float(tokens.mask.sum())
+    return Done(coefficients(gradient, tokens, normaliser), batch.get("importance_sampling_ratio"))
+
+
+FRAMEWORKS: dict[str, Callable[[str, Tokens], Done]] = {"verl": in_verl, "trl": in_trl}
+
+
+def apart(to: str, method: str, config: ExportedConfig, run: Run, dtype: torch.dtype) -> float:
+    """By how much kept fraction, mean weight and effective size differ from what was predicted."""
+    tokens = run.tokens(dtype)
+    predicted = Summary.predicted(config.applies, run)
+    return predicted.apart(Summary.of(FRAMEWORKS[to](config.text, tokens).phi, tokens))
