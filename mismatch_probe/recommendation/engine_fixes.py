@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,10 @@ def replay_switch(result: Mapping[str, Any]) -> Switch:
         "share of K3 removed",
         "routing.replay",
     )
+    # Where forcing a forward's own experts changes it, what replay is said to explain holds that too.
+    untrue = any(item.get("code") == "MP404" for item in result.get("findings") or [])
     # Where no expert differs, replay has nothing to force, whatever the ratio of two noisy numbers says.
-    if explained.value >= share and (flips is None or flips.value > 0):
+    if explained.value >= share and not untrue and (flips is None or flips.value > 0):
         because = (
             f"with the rollout's experts forced, token K3 falls by {100 * explained.value:.0f} %{flipping}"
         )
@@ -82,6 +84,8 @@ def replay_switch(result: Mapping[str, Any]) -> Switch:
     because = (
         f"with the rollout's experts forced, token K3 changes by {-100 * explained.value:+.0f} %{flipping}"
     )
+    if untrue:
+        because += "; but forcing a forward's own experts changes it too (MP404), so that number is not of replay alone"
     return Switch(
         False, (Action("MP403", "avoid", "leave routing replay off", because, explained, (effect,)),)
     )
@@ -172,6 +176,31 @@ def knob_actions(result: Mapping[str, Any]) -> tuple[Action, ...]:
             )
         )
     return tuple(sorted(found, key=lambda action: action.measured.value if action.measured else 0.0))
+
+
+def cause_actions(result: Mapping[str, Any], covered: Iterable[str] = ()) -> tuple[Action, ...]:
+    """What mends each cause that the diagnosis named, the most certain first.
+
+    Args:
+        result: result.json.
+        covered: Causes that another action speaks of already.
+    """
+    from mismatch_probe.causes.catalogue import CAUSES
+
+    found = []
+    known = set(covered)
+    for named in look_up(result, "causes.diagnosis.causes") or []:
+        entry = CAUSES.get(str(named.get("cause")))
+        # What training does with stale or rare tokens is the correction's part, not the engines'.
+        if entry is None or entry.family == "training" or entry.id in known:
+            continue
+        numbers = [fact for fact in named.get("facts") or [] if isinstance(fact.get("value"), int | float)]
+        measured = Measured(str(numbers[0]["where"]), float(numbers[0]["value"])) if numbers else None
+        step = entry.knob[0].lower() + entry.knob[1:].rstrip(".")
+        because = f"{entry.title}: {named.get('because')}"
+        no_effect = "not measured here: record and score again with it mended"
+        found.append(Action(entry.code, "engine", step, because, measured, no_effect=no_effect))
+    return tuple(found)
 
 
 def _knob_effect(result: Mapping[str, Any], name: str) -> Effect | None:

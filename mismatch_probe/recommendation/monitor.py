@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 
 # One batch in a thousand of this drift lies beyond an alarm, as far as so many prompts tell.
 _LEVEL = 0.001
-_DRAWS = 4000
+_DRAWS = 2000
 # Below this many prompts the tail of a batch's number cannot be told.
 MIN_PROMPTS = 16
 _CHUNK = 4_000_000
@@ -84,9 +84,9 @@ def watch(
 ) -> tuple[Watched, ...]:
     """Numbers to watch, with alarms fitted to this drift.
 
-    An alarm is the 0.1 % end of what batches of as many prompts come to, by resampling prompts, moved out by sqrt(2)
-    from the measured value since that value is itself one such batch. A number beyond it says that something has
-    changed: weights that are stale, another engine version, longer responses.
+    An alarm is where one in a thousand batches of as many prompts would lie if nothing but this drift were at work (see
+    docs/recommendation.md for how often that was so). A number beyond it says that something has changed: weights that
+    are stale, another engine version, longer responses.
 
     Args:
         result: result.json.
@@ -97,7 +97,7 @@ def watch(
     """
     table, ratios = _table(responses, method)
     draws = _batches(table, seed)
-    rows = [
+    rows: list[tuple[str, str, Estimate | None, Literal["above", "below"]]] = [
         ("k3", "token K3, nats a token", estimate_at(result, "token.k3"), "above"),
         ("k1", "mean log mu - log pi, nats a token", estimate_at(result, "token.k1"), "above"),
         ("mean_abs", "mean |log pi - log mu|, nats a token", estimate_at(result, "token.mean_abs_log_ratio"), "above"),
@@ -124,7 +124,7 @@ def _watched(
     name: str,
     quantity: str,
     expected: Estimate | None,
-    side: str,
+    side: Literal["above", "below"],
     table: FloatArray,
     draws: FloatArray | None,
     value_of: Callable[[FloatArray], FloatArray],
@@ -132,29 +132,54 @@ def _watched(
 ) -> Watched:
     here = float(value_of(table.sum(axis=0)))
     logged = tuple({"framework": framework, "name": key} for framework, key in _LOGGED.get(name, ()))
-    above = side == "above"
-    alarm, reason = None, None
-    if draws is None:
-        reason = f"{prompts} prompts: the spread of a batch needs {MIN_PROMPTS}"
-    else:
-        values = value_of(draws)
-        end = float(np.quantile(values, 1 - _LEVEL if above else _LEVEL))
-        alarm = here + np.sqrt(2.0) * (end - here)
-        if end == here:
-            alarm, reason = None, "every prompt has the same value: this run does not tell how it varies"
-        elif not above and alarm <= 0.0:
-            alarm, reason = None, "batches of this drift reach 0"
+    alarm, reason = _alarm(name, here, side == "above", value_of, draws, prompts)
     return Watched(
         name=name,
         quantity=quantity,
         expected=expected
         or interval_from_table(table[table[:, 0] > 0], Statistic(value_of), n=prompts, resamples=500),
-        alarm=None if alarm is None else float(alarm),
-        side="above" if above else "below",
+        alarm=alarm,
+        side=side,
         num_prompts=prompts,
         logged=logged,
         reason=reason,
     )
+
+
+def _alarm(
+    name: str,
+    here: float,
+    above: bool,
+    value_of: Callable[[FloatArray], FloatArray],
+    draws: FloatArray | None,
+    prompts: int,
+) -> tuple[float | None, str | None]:
+    """The alarm, or why there is none.
+
+    Another batch and this one both vary, so their difference has sqrt(2) times the error of one; Student's t on prompts - 1
+    degrees of freedom gives its end. Numbers that cannot be negative are taken on a log scale, a share kept by what is
+    dropped.
+    """
+    from scipy.special import stdtrit
+
+    if draws is None:
+        return None, f"{prompts} prompts: the spread of a batch needs {MIN_PROMPTS}"
+    error = float(np.std(value_of(draws)))
+    if error <= 1e-12 * abs(here):
+        return None, "every prompt has the same value: this run does not tell how it varies"
+    reach = np.sqrt(2.0) * float(stdtrit(prompts - 1, 1.0 - _LEVEL)) * error
+    if name == "k1":
+        return here + reach, None
+    sign = 1.0 if above else -1.0
+    if name == "kept":
+        dropped = 1.0 - here
+        alarm = 1.0 - dropped * float(np.exp(min(reach / dropped, 700.0)))
+        return (
+            (alarm, None)
+            if alarm > 0.0
+            else (None, "too few prompts drop a token to say how their share varies")
+        )
+    return here * float(np.exp(sign * min(reach / here, 700.0))), None
 
 
 def _table(

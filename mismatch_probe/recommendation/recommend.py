@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mismatch_probe.errors import ConfigError
@@ -12,6 +12,7 @@ from mismatch_probe.recommendation.action import Action, Effect
 from mismatch_probe.recommendation.assumptions import assumptions
 from mismatch_probe.recommendation.candidates import BASELINE, Candidates, put_forward
 from mismatch_probe.recommendation.engine_fixes import (
+    cause_actions,
     head_switch,
     knob_actions,
     replay_switch,
@@ -43,8 +44,8 @@ def recommend(
     """The `recommendation` section of result.json.
 
     Order of the actions: what makes the numbers wrong, what makes the run too small, what would ruin training at its first
-    weight sync, what lowers the drift at its source (routing, precision, the engine against itself, knobs that an ablation
-    found better), the correction for what is left, and what to stay away from.
+    weight sync, causes that the diagnosis named, what else lowers the drift at its source (routing, precision, the engine
+    against itself, knobs that an ablation found better), the correction for what is left, and what to stay away from.
 
     Args:
         result: result.json, all other sections filled; missing ones are left out of account.
@@ -65,6 +66,7 @@ def recommend(
         raise ConfigError(f"unknown goal {goal!r}", hint=f"known: {', '.join(GOALS)}")
     broken = _broken(result)
     if broken or responses is None:
+        broken = [*broken, *cause_actions(result)]
         names = ", ".join(action.code for action in broken) or "no usable values"
         summary = (
             f"Mend the measurement first ({names}): no correction can be fitted to "
@@ -72,9 +74,11 @@ def recommend(
         )
         return _section(goal, summary, broken)
     replay, head = replay_switch(result), head_switch(result)
-    before = [*_too_small(result), *weight_sync_actions(result)]
-    before += [*(replay.actions if replay.on else ()), *head.actions]
-    before += [*self_disagreement_actions(result), *knob_actions(result)]
+    source = [*(replay.actions if replay.on else ()), *head.actions]
+    source += [*self_disagreement_actions(result), *knob_actions(result)]
+    first = [*_too_small(result), *weight_sync_actions(result)]
+    # A cause with evidence of its own comes before what lowers drift of whatever cause.
+    before = [*first, *cause_actions(result, _covered([*first, *source])), *source]
     after = () if replay.on else replay.actions
     if look_up(result, "token.exact"):
         nothing = Action(
@@ -99,6 +103,17 @@ def recommend(
     section = _section(goal, _in_a_sentence(actions), actions)
     section |= {**chosen, "routing_replay": replay.on, "fp32_head": head.on, **rest}
     return {**section, "reads_by_framework": _reads_by_framework(result, section)}
+
+
+def _covered(actions: Iterable[Action]) -> set[str]:
+    """Causes that these actions speak of."""
+    spoken = {
+        "MP601": ("broken-reload",),
+        "MP402": ("moe-routing",),
+        "MP109": ("bf16-head",),
+        "MP204": ("engine-self-disagreement",),
+    }
+    return {cause for action in actions for cause in spoken.get(action.code, ())}
 
 
 def _corrected(

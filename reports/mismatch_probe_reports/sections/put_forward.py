@@ -54,7 +54,8 @@ _FITS = (
 _MONITOR = (
     Column("Watch", numeric=False),
     Column("This run"),
-    Column("Alarm", help="One batch in a thousand of this drift lies beyond"),
+    Column("Alarm", help="One batch in a thousand of this drift is meant to lie beyond"),
+    Column("Prompts", help="Of the batch that the alarm is for", rank=4),
     Column("Logged as", numeric=False, rank=2),
 )
 
@@ -189,6 +190,7 @@ def _monitor_row(row: Json) -> tuple[Cell, ...]:
         Cell(fmt.NOT_AVAILABLE, reason=reason, tone="muted")
         if alarm.value is None
         else Cell(f"{side} {fmt.number(alarm.value)}"),
+        estimate_cell(row.get("num_prompts"), fmt.integer),
         Cell(logged),
     )
 

@@ -140,6 +140,41 @@ def test_a_knob_that_brings_the_sides_together_is_a_thing_to_do() -> None:
     assert [text.split("(")[1] for text in engine] == ["rollout-eager)", "rollout-float32)"]
 
 
+def test_a_cause_that_was_named_is_mended_and_not_twice() -> None:
+    result, responses = run()
+
+    def named(cause: str, value: Any) -> dict[str, Any]:
+        return {
+            "cause": cause,
+            "because": "it shows",
+            "facts": [{"where": "causes.evidence.x", "value": value}],
+        }
+
+    result["causes"] = {
+        "diagnosis": {
+            "causes": [
+                named("truncated-sampling", 0.05),
+                named("kv-cache-precision", "fp8"),
+                named("moe-routing", 0.7),
+                named("tail-tokens", 0.1),
+            ]
+        }
+    }
+    engine = {a["code"]: a for a in actions(recommended(result, responses), "engine")}
+    assert engine["MP632"]["measured"] == {"name": "causes.evidence.x", "value": 0.05}
+    assert engine["MP632"]["action"].startswith("sample with top_p=1") and engine["MP666"]["measured"] is None
+    # Replay speaks of the routes already, and what rare tokens do in training is the correction's part.
+    assert {"MP402", "MP632", "MP666"} == set(engine)
+
+
+def test_replay_is_not_trusted_where_a_forwards_own_routes_change_it() -> None:
+    result, responses = run(explained=0.9)
+    result["findings"] = [{"code": "MP404", "detail": "it moves"}]
+    got = recommended(result, responses)
+    assert got["routing_replay"] is False
+    assert any("MP404" in a["because"] for a in got["actions"] if a["code"] == "MP403")
+
+
 def test_rounding_that_explains_the_drift_is_named() -> None:
     result, responses = run()
     result["legs"]["steps"][0]["k3"]["value"] = 0.8 * result["token"]["k3"]["value"]
@@ -160,6 +195,8 @@ def test_broken_data_recommends_to_mend_it_and_nothing_else() -> None:
     assert got["candidates"] == {} and got["goals"] == {} and got["monitor"] == []
     assert [(a["code"], a["kind"]) for a in got["actions"]] == [("MP106", "measurement")]
     assert "MP106" in got["summary"]
+    result["causes"] = {"diagnosis": {"causes": [{"cause": "temperature", "because": "T", "facts": []}]}}
+    assert [a["code"] for a in recommended(result, responses)["actions"]] == ["MP106", "MP630"]
 
 
 def test_bit_equal_sides_need_no_correction() -> None:
@@ -217,15 +254,13 @@ def test_a_batch_of_the_same_drift_rarely_alarms_and_a_worse_one_does() -> None:
     got = recommended(*run(noise=0.05))
     alarms = {row["name"]: row for row in got["monitor"]}
     assert {"framework": "verl", "name": "rollout_corr/k3_kl"} in alarms["k3"]["logged"]
-    raised = 0
-    for seed in range(1, 61):
-        _, fresh = run(noise=0.05, seed=seed)
-        log_ratio = fresh.train - fresh.rollout
-        raised += float((np.expm1(log_ratio) - log_ratio).mean()) > alarms["k3"]["alarm"]
-    assert raised <= 2
-    _, worse = run(noise=0.06, seed=99)
-    log_ratio = worse.train - worse.rollout
-    assert float((np.expm1(log_ratio) - log_ratio).mean()) > alarms["k3"]["alarm"]
+
+    def k3(noise: float, seed: int) -> float:
+        log_ratio = np.random.default_rng(seed).normal(-(noise**2) / 2, noise, 8000)
+        return float((np.expm1(log_ratio) - log_ratio).mean())
+
+    assert sum(k3(0.05, seed) > alarms["k3"]["alarm"] for seed in range(1, 301)) <= 3
+    assert k3(0.06, 0) > alarms["k3"]["alarm"]
 
 
 def test_it_says_what_w_contains_in_every_framework() -> None:
