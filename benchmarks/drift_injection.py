@@ -3,9 +3,10 @@
     python benchmarks/drift_injection.py --run runs/embedded --repeats 400
     python benchmarks/drift_injection.py --planted heavy-tail --repeats 200
 
-`--run` measures one profile of a real run and injects it with as many seeds. `--planted` draws runs from a known law, ten
+`--run` measures one profile of a real run and injects it with as many seeds. `--planted` draws runs from a known law, five
 injections each, so that the luck of one run does not decide. Printed is, for each quantity, how often the value measured
-again lies in the interval of the profile, and by how much it differs in the median.
+again lies in the profile's return interval and in the confidence interval of the run, how much wider the former is in the
+median, and by how much the value differs in the median.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mismatch_probe.drift import DriftProfile, inside, read_drift
+from mismatch_probe.drift import DriftProfile, inside
 from mismatch_probe.drift.from_run import profile_of_arrays
 from mismatch_probe.drift.log_odds import log_odds, logprobs_of
 from mismatch_probe.drift.profile import Provenance
+from mismatch_probe.drift.reading import drift_values
+from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.layout import BoolArray, FloatArray, SequenceLayout
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 
-PER_RUN = 10
+PER_RUN = 5
 
 
 @dataclass(frozen=True)
@@ -139,25 +142,33 @@ def main() -> None:
     kind.add_argument("--planted", choices=sorted(LAWS))
     parser.add_argument("--repeats", type=int, default=200)
     arguments = parser.parse_args()
+    returned: dict[str, list[bool]] = defaultdict(list)
     held: dict[str, list[bool]] = defaultdict(list)
+    wider: dict[str, list[float]] = defaultdict(list)
     shifts: dict[str, list[float]] = defaultdict(list)
     for done, (profile, layout, rollout, seed) in enumerate(cases(arguments)):
-        prompts = layout.clusters
-        injected = profile.inject(rollout, layout.offsets, prompt_ids=prompts, seed=seed)
-        again = read_drift(injected.log_ratio, layout, injected.flipped).estimates()
-        for name, measured in profile.measured.estimates().items():
-            within = inside(measured, again[name])
-            if within is None:
-                continue
-            held[name].append(within)
-            value, before = again[name].value, measured.value
-            if value is not None and before is not None:
-                shifts[name].append(value / before - 1.0)
+        injected = profile.inject(rollout, layout.offsets, prompt_ids=layout.clusters, seed=seed)
+        again = drift_values(injected.log_ratio, layout, injected.flipped)
+        for name, interval in profile.returns.items():
+            value, measured = Estimate(again[name], None, None, 0), profile.measured.estimates()[name]
+            returned[name].append(interval.holds(value))
+            within = inside(measured, value)
+            if within is not None:
+                held[name].append(within)
+            if None not in (measured.ci_low, measured.ci_high, interval.low, interval.high):
+                wider[name].append((interval.high - interval.low) / (measured.ci_high - measured.ci_low))
+            if value.value is not None and measured.value:
+                shifts[name].append(value.value / measured.value - 1.0)
         print(f"\r{done + 1} of {arguments.repeats}", end="", file=sys.stderr)
     print(f"\n{arguments.run or arguments.planted}, {arguments.repeats} repeats", file=sys.stderr)
-    print("| quantity | within the interval | median change | repeats |\n|---|---|---|---|")
-    for name, hits in held.items():
-        print(f"| `{name}` | {np.mean(hits):.1%} | {np.median(shifts[name]):+.1%} | {len(hits)} |")
+    print(
+        "| quantity | returns | in the confidence interval | width, returns over confidence | median change |"
+    )
+    print("|---|---|---|---|---|")
+    for name, hits in returned.items():
+        confidence = f"{np.mean(held[name]):.1%}" if held[name] else "-"
+        ratio = f"{np.median(wider[name]):.2f}" if wider[name] else "-"
+        print(f"| `{name}` | {np.mean(hits):.1%} | {confidence} | {ratio} | {np.median(shifts[name]):+.1%} |")
 
 
 if __name__ == "__main__":

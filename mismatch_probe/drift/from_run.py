@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,22 +10,19 @@ import numpy as np
 
 from mismatch_probe.drift.document import profile_from_json, profile_to_json
 from mismatch_probe.drift.flips import FlipRates, LayerFlips, fit_flips
-from mismatch_probe.drift.injection import DriftLaw, fit_law, inject_tokens
+from mismatch_probe.drift.injection import fit_law
 from mismatch_probe.drift.length_match import match_length_law
 from mismatch_probe.drift.log_odds import checked_logprobs
 from mismatch_probe.drift.marginals import cell_edges
 from mismatch_probe.drift.profile import DriftProfile, Provenance
-from mismatch_probe.drift.reading import DriftReading, read_drift, sequence_k_hat
+from mismatch_probe.drift.reading import read_drift
+from mismatch_probe.drift.returns import return_intervals
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.simulate.extrapolate import StalenessModel
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.layout import BoolArray, FloatArray, SequenceLayout
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
-
-REPEATS = (40, 200)
-TOKENS_DRAWN = 6_000_000
-"""Draws behind the interval of k-hat: at most 200, fewer where that would draw more tokens, at least 40."""
 
 
 def profile_of_run(run: RunDirectory | Path | str, *, force: bool = False) -> DriftProfile:
@@ -103,34 +99,9 @@ def profile_of_arrays(
     law = match_length_law(fit_law(train, rollout, layout, flipped, flips), train - rollout, rollout, layout)
     reason = str(section.get("reason") or "routes were not compared")
     measured = read_drift(train - rollout, layout, flipped, flip_reason=reason)
-    profile = DriftProfile(
-        provenance, _with_spread(measured, law, rollout, layout), law, staleness, staleness_reason
-    )
+    returns = return_intervals(measured, law, rollout, layout)
+    profile = DriftProfile(provenance, measured, returns, law, staleness, staleness_reason)
     return profile_from_json(profile_to_json(profile))
-
-
-def _with_spread(
-    measured: DriftReading, law: DriftLaw, rollout: FloatArray, layout: SequenceLayout
-) -> DriftReading:
-    """The interval of k-hat, widened to what the law's own draws span.
-
-    A fitted shape's error takes its tail for a Pareto one. Where a few tokens make the tail of log W it is not, and
-    only drawing such tokens anew shows how far k-hat moves: the middle 95 % of up to 200 draws.
-    """
-    k_hat = measured.k_hat
-    if k_hat.ci_low is None or k_hat.ci_high is None:
-        return measured
-    repeats = int(np.clip(TOKENS_DRAWN // layout.num_tokens, *REPEATS))
-    drawn = [
-        sequence_k_hat(inject_tokens(law, rollout, layout, seed=seed).log_ratio, layout).value
-        for seed in range(1_000_000, 1_000_000 + repeats)
-    ]
-    values = [value for value in drawn if value is not None]
-    if not values:
-        return measured
-    low, high = (float(v) for v in np.quantile(values, [0.025, 0.975]))
-    wide = Estimate(k_hat.value, min(k_hat.ci_low, low), max(k_hat.ci_high, high), k_hat.n)
-    return replace(measured, k_hat=wide)
 
 
 def _flipped(trace: Trace, num_experts: int) -> BoolArray:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mismatch_probe.drift.injection import DriftLaw, Injected, inject_padded, inject_sequences
 from mismatch_probe.drift.reading import DriftReading
+from mismatch_probe.drift.returns import ReturnInterval
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.simulate.extrapolate import StalenessModel
 
@@ -62,6 +63,7 @@ class DriftProfile:
     Attributes:
         provenance: Where it was measured.
         measured: Kappa, length law, tail and flip rate with their intervals.
+        returns: Where each number comes back to in 95 % of injections into the run's own tokens.
         law: What `inject` draws from.
         staleness: How far optimiser steps move the policy, or None.
         staleness_reason: Why there is none, or None.
@@ -70,6 +72,7 @@ class DriftProfile:
 
     provenance: Provenance
     measured: DriftReading
+    returns: dict[str, ReturnInterval]
     law: DriftLaw
     staleness: StalenessModel | None
     staleness_reason: str | None
@@ -134,6 +137,15 @@ class DriftProfile:
         from mismatch_probe.trace.parts import write_text
 
         write_text(Path(path), self.to_text())
+
+    def returned(self, again: DriftReading) -> dict[str, bool]:
+        """Whether each number of a second measurement lies where injections come back to.
+
+        Args:
+            again: `read_drift` of what was injected into tokens like the run's own.
+        """
+        estimates = again.estimates()
+        return {name: interval.holds(estimates[name]) for name, interval in self.returns.items()}
 
     def inject(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 
 from mismatch_probe.errors import InconclusiveError
 from mismatch_probe.stats.clusters import design_effect
+from mismatch_probe.stats.dependence import block_slope, block_sums, largest_block
 from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.layout import BoolArray, FloatArray, IntArray, SequenceLayout
 from mismatch_probe.stats.length_law import length_law
@@ -124,6 +125,39 @@ def read_drift(
             for level in LEVELS
         ),
     )
+
+
+def drift_values(
+    log_ratio: FloatArray, layout: SequenceLayout, flipped: BoolArray | None = None
+) -> dict[str, float | None]:
+    """The values of `read_drift` by name, without intervals and thus in a fraction of its time.
+
+    Args:
+        log_ratio: float64 [tokens], finite, nats.
+        layout: Sequences and prompts.
+        flipped: bool [tokens], or None.
+    """
+    log_weight = layout.sequence_sums(log_ratio)
+    # All sequences under one prompt: the same sums, and nothing to resample.
+    law = length_law(log_weight, layout.lengths, np.zeros(log_weight.size, dtype=np.int64), num_buckets=1)
+    calm = log_ratio if flipped is None else log_ratio[~flipped]
+    largest = largest_block(layout.lengths, layout.cluster_index)
+    slope = None if largest == 0 else block_slope(block_sums(log_ratio, layout, largest).sum(axis=0))
+    values = {
+        "kappa": law.kappa.value,
+        "variance_per_token": law.variance_per_token.value,
+        "gaussian_ratio": law.gaussian_ratio.value,
+        "slope": slope,
+        "k_hat": sequence_k_hat(log_ratio, layout).value,
+        "mean_ratio": float(np.exp(log_ratio).mean()),
+        "flip_rate": None if flipped is None else float(flipped.mean()),
+    }
+    return values | {
+        f"tail[{level:g}]": None
+        if calm.size * min(level, 1.0 - level) < MIN_BEYOND
+        else float(np.quantile(calm, level, method="hazen"))
+        for level in LEVELS
+    }
 
 
 def inside(measured: Estimate, again: Estimate) -> bool | None:

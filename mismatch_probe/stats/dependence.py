@@ -151,18 +151,33 @@ def variance_time_from_table(table: FloatArray) -> VarianceTime | None:
     if tokens == 0:
         return None
 
-    def variances(sums: FloatArray) -> FloatArray:
-        mean = sums[..., -2:-1] / sums[..., -1:]
-        lengths = np.array(sizes, dtype=np.float64)
-        return np.asarray(sums[..., :-2] * lengths / sums[..., -1:] - np.square(mean * lengths))
-
-    values = variances(rows.sum(axis=0))
+    values = _variances(rows.sum(axis=0))
     if np.any(values <= 0.0):
         return None
     weights = _slope_weights(sizes)
-    statistic = Statistic(lambda sums: np.asarray(np.log(variances(sums)) @ weights))
+    statistic = Statistic(lambda sums: np.asarray(np.log(_variances(sums)) @ weights))
     slope = interval_from_table(rows, statistic, n=tokens)
     return VarianceTime(sizes, tuple(float(v) for v in values), tuple(tokens // b for b in sizes), slope)
+
+
+def block_slope(total: FloatArray) -> float | None:
+    """The slope alone, without an interval; None where nothing varies.
+
+    Args:
+        total: float64 [sizes + 2], `block_sums` added up over all sequences.
+    """
+    values = _variances(total)
+    if total[-1] <= 0.0 or np.any(values <= 0.0):
+        return None
+    return float(np.log(values) @ _slope_weights(tuple(2**power for power in range(total.size - 2))))
+
+
+def _variances(sums: FloatArray) -> FloatArray:
+    """Variances of block sums from their sums of squares, sum and tokens, [..., sizes]."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = sums[..., -2:-1] / sums[..., -1:]
+        lengths = 2.0 ** np.arange(sums.shape[-1] - 2)
+        return np.asarray(sums[..., :-2] * lengths / sums[..., -1:] - np.square(mean * lengths))
 
 
 def _slope_weights(sizes: Sequence[int]) -> FloatArray:
