@@ -19,6 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+_AREAL_NEEDS = (
+    *("dataclasses", "typing", "areal.api.cli_args", "areal.utils", "areal.utils.constants"),
+    "areal.trainer.ppo.stats",
+)
+
 
 def _past_init(*packages: str) -> None:
     """Lets modules of these packages be imported without running the packages' `__init__` files."""
@@ -26,7 +31,7 @@ def _past_init(*packages: str) -> None:
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.submodule_search_locations is not None, f"{name} is not installed"
         module = types.ModuleType(name)
-        module.__path__ = list(spec.submodule_search_locations)
+        module.__spec__, module.__path__ = spec, list(spec.submodule_search_locations)
         sys.modules[name] = module
 
 
@@ -45,6 +50,34 @@ def areal() -> Any:
         *("areal.infra", "areal.infra.utils", "areal.infra.rpc"),
     )
     return importlib.import_module("areal.api.cli_args")
+
+
+@functools.cache
+def areal_actor() -> Any:
+    """What AReaL's actor computes its loss with, from its file, with the losses and the estimator that it calls.
+
+    Their files import the training service and torchdata besides.
+    """
+    areal()
+    _past_init("areal.trainer", "areal.trainer.ppo")
+    future = ast.parse("from __future__ import annotations\nimport torch").body
+    holder = types.ModuleType("areal_loss")
+    sys.modules[holder.__name__] = holder
+    for path, classes in (
+        ("utils/data.py", ("KLEstimator",)),
+        ("utils/functional/functional.py", ("RejectionSamplingResult",)),
+        ("trainer/ppo/actor.py", ()),
+    ):
+        module, file = _source("areal", path)
+        kept = [
+            node
+            for node in module.body
+            if (isinstance(node, ast.FunctionDef) and path != "utils/data.py")
+            or (isinstance(node, ast.ClassDef) and node.name in classes)
+            or (isinstance(node, ast.ImportFrom) and node.module in _AREAL_NEEDS)
+        ]
+        exec(compile(ast.Module([*future, *kept], []), str(file), "exec"), vars(holder))
+    return holder
 
 
 @functools.cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from parity.batches import discrepancy
 from parity.installed import require
+from parity.measured import Run, planted_run
 from parity.table import documented
 
 HERE = Path(__file__).parent
@@ -55,3 +56,20 @@ def agree(
         assert found <= within, f"{row}: {found:.2e} apart, {within:.0e} allowed"
 
     return check
+
+
+@pytest.fixture
+def dtype_of_numbers(dtype: torch.dtype) -> Iterator[None]:
+    """TRL makes tensors of the sampled log-probabilities, which are Python numbers, in torch's default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A measured run whose drift makes every cap, band and clip act."""
+    run = planted_run(tmp_path_factory.mktemp("round_trip"))
+    assert run.result["data_quality"]["trusted"]
+    return run

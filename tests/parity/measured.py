@@ -45,12 +45,12 @@ class Run:
 
     def tokens(self, dtype: torch.dtype = torch.float64) -> Tokens:
         """Right-padded tensors; `train` is a leaf."""
-        lengths = torch.from_numpy(np.diff(self.responses.offsets))
+        lengths = torch.tensor(np.diff(self.responses.offsets))
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
 
         def padded(values: np.ndarray) -> torch.Tensor:
             table = torch.full(mask.shape, -1.0, dtype=torch.float64)
-            table[mask] = torch.from_numpy(values)
+            table[mask] = torch.tensor(values)
             return table.to(dtype)
 
         old = self.responses.train if self.responses.old is None else self.responses.old
@@ -59,7 +59,7 @@ class Run:
             old=padded(old),
             rollout=padded(self.responses.rollout),
             mask=mask,
-            advantages=torch.from_numpy(self.responses.advantages).to(dtype),
+            advantages=torch.tensor(self.responses.advantages).to(dtype),
         )
 
 

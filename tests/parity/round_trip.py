@@ -8,10 +8,9 @@ prints, for each framework, by how much what it did differs from what was predic
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from parity.batches import Tokens, slope
@@ -19,7 +18,8 @@ from parity.measured import Run, Summary
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.export import ExportedConfig, export_config
-from mismatch_probe.weights import available_methods
+from mismatch_probe.export.annotated import Entry, Value, render
+from mismatch_probe.weights import WeightMethod, available_methods
 
 PROMPT = [3, 4, 5, 6]
 
@@ -50,6 +50,12 @@ def exported(to: str, run: Run) -> Iterator[tuple[str, ExportedConfig]]:
             assert "cannot express" in str(error), error
 
 
+def config_of(keys: Mapping[str, Value]) -> tuple[str, tuple[Entry, ...]]:
+    """A config with these keys and no comments of a run: its text, and its entries."""
+    entries = tuple(Entry(key, value, "as the test has it") for key, value in keys.items())
+    return render([], entries), entries
+
+
 def coefficients(gradient: torch.Tensor, tokens: Tokens, normaliser: float | torch.Tensor) -> torch.Tensor:
     """phi from a gradient in log pi of a loss that was divided by a normaliser."""
     return -gradient * normaliser / tokens.per_token * tokens.mask
@@ -66,7 +72,7 @@ def of_responses(mask: torch.Tensor, responses: float | None = None) -> torch.Te
     return lengths * (float((lengths > 0).sum()) if responses is None else responses)
 
 
-def in_verl(text: str, tokens: Tokens) -> Done:
+def through_verl(text: str, tokens: Tokens) -> Done:
     """verl: its trainer's configuration, its correction of a DataProto, and its policy loss."""
     from parity import verl_side
     from verl import DataProto
@@ -88,7 +94,7 @@ def in_verl(text: str, tokens: Tokens) -> Done:
     )
     batch, logged = compute_rollout_correction_and_add_to_batch(batch, config)
     mask = batch.batch["response_mask"]
-    weights = batch.batch["rollout_is_weights"] if "rollout_is_weights" in batch.batch else None
+    weights = batch.batch.get("rollout_is_weights", None)
     loss, _ = get_policy_loss_fn(actor.policy_loss.loss_mode)(
         old_log_prob=tokens.old,
         log_prob=tokens.train,
@@ -104,7 +110,7 @@ def in_verl(text: str, tokens: Tokens) -> Done:
     return Done(coefficients(slope(loss, tokens), tokens, normaliser), weights, mask, logged)
 
 
-def in_trl(text: str, tokens: Tokens) -> Done:
+def through_trl(text: str, tokens: Tokens) -> Done:
     """TRL: its parser, its trainer's own sampling with the run's log-probabilities put in, and its loss."""
     from parity import trl_side
 
@@ -130,16 +136,105 @@ def in_trl(text: str, tokens: Tokens) -> Done:
         assert torch.equal(batch["completion_mask"] > 0, tokens.mask)
         batch["advantages"] = tokens.advantages
         gradient = slope(trainer._compute_loss(trainer.model, batch), tokens)
-    by_response = config.loss_type in ("grpo", "sapo", "luspo")
-    normaliser = of_responses(tokens.mask) if by_response else float(tokens.mask.sum())
+    normaliser: float | torch.Tensor = float(tokens.mask.sum())
+    if config.loss_type in ("grpo", "sapo"):
+        normaliser = of_responses(tokens.mask)
+    elif config.loss_type == "luspo":
+        # Our phi of LUSPO has the length in it; at token level TRL's is a clip, summed over the response.
+        of_tokens = config.importance_sampling_level == "token"
+        normaliser = float(sequences) if of_tokens else of_responses(tokens.mask)
+    elif config.loss_type == "dr_grpo":
+        normaliser = float(sequences * width)
     return Done(coefficients(gradient, tokens, normaliser), batch.get("importance_sampling_ratio"))
 
 
-FRAMEWORKS: dict[str, Callable[[str, Tokens], Done]] = {"verl": in_verl, "trl": in_trl}
+def through_openrlhf(text: str, tokens: Tokens) -> Done:
+    """OpenRLHF: train_ppo_ray's parser, and PolicyLoss of what it parsed."""
+    from parity.loading import in_openrlhf
+
+    _, loss_of = in_openrlhf(text)
+    loss, *_ = loss_of(tokens.train, tokens.old, tokens.per_token, tokens.counts, tokens.rollout)
+    normaliser = float(tokens.mask.sum()) if loss_of.token_level_loss else of_responses(tokens.mask)
+    return Done(coefficients(slope(loss, tokens), tokens, normaliser))
 
 
-def apart(to: str, method: str, config: ExportedConfig, run: Run, dtype: torch.dtype) -> float:
+def through_skyrl(text: str, tokens: Tokens) -> Done:
+    """SkyRL: SkyRLTrainConfig, and the policy loss that its algorithm section names, which is a sum."""
+    from omegaconf import OmegaConf
+    from parity import config_side
+
+    config = config_side.skyrl().SkyRLTrainConfig.from_dict_config(OmegaConf.create(text)).trainer.algorithm
+    from skyrl.backends.skyrl_train.utils.ppo_utils import PolicyLossRegistry
+
+    loss, logged = PolicyLossRegistry.get(config.policy_loss_type)(
+        tokens.train, tokens.old, tokens.per_token, config, tokens.counts, tokens.rollout
+    )
+    return Done(coefficients(slope(loss, tokens), tokens, 1.0), logged=logged)
+
+
+def through_areal(text: str, tokens: Tokens) -> Done:
+    """AReaL: GRPOConfig, and the loss of its actor with the arguments that the actor gives it."""
+    from parity import config_side
+    from parity.loading import in_areal
+
+    actor, _ = in_areal(text)
+    names = (
+        *(
+            "eps_clip",
+            "eps_clip_higher",
+            "c_clip",
+            "rejection_sampling",
+            "m2_threshold",
+            "use_decoupled_loss",
+        ),
+        *("importance_sampling_level", "prox_logp_method", "use_sapo_loss", "sapo_tau_pos", "sapo_tau_neg"),
+    )
+    # Without the decoupled loss the actor puts the recomputed log-probabilities in the place of the engine's.
+    assert actor.use_decoupled_loss or actor.recompute_logprob
+    behaviour = tokens.rollout if actor.use_decoupled_loss else tokens.old
+    inputs = {
+        "logprobs": behaviour,
+        "prox_logp": tokens.old,
+        "advantages": tokens.per_token,
+        "loss_mask": tokens.mask,
+    }
+    entropy = torch.zeros_like(tokens.old)
+    given = {name: getattr(actor, name) for name in names}
+    loss = config_side.areal_actor().grpo_loss_fn(tokens.train, entropy, inputs, **given)
+    gradient = slope(loss, tokens)
+    # M2PO's mask is taken before the tokens are counted, and the mask of rejection after.
+    count = float(tokens.mask.sum())
+    if actor.m2_threshold is not None:
+        kept = config_side.areal_actor()._apply_m2po_masking(
+            behaviour, tokens.old, tokens.mask, actor.m2_threshold
+        )
+        count = float(kept.sum())
+    return Done(coefficients(gradient, tokens, count))
+
+
+FRAMEWORKS: dict[str, Callable[[str, Tokens], Done]] = {
+    "verl": through_verl,
+    "trl": through_trl,
+    "openrlhf": through_openrlhf,
+    "skyrl": through_skyrl,
+    "areal": through_areal,
+}
+
+# The numbers of a run directory are float32, so that both types hold them exactly. AReaL's statistics take no other.
+DTYPES = {to: torch.float32 if to == "areal" else torch.float64 for to in FRAMEWORKS}
+
+
+def product(applies: tuple[WeightMethod, ...], tokens: Tokens) -> torch.Tensor:
+    """phi as it was predicted, token by token, [sequences, width]."""
+    batch = tokens.batch()
+    phi = torch.ones_like(tokens.old, dtype=torch.float64)
+    for method in applies:
+        phi = phi * method.coefficients(batch)
+    return phi
+
+
+def apart(to: str, config: ExportedConfig, run: Run, dtype: torch.dtype | None = None) -> float:
     """By how much kept fraction, mean weight and effective size differ from what was predicted."""
-    tokens = run.tokens(dtype)
+    tokens = run.tokens(dtype or DTYPES[to])
     predicted = Summary.predicted(config.applies, run)
     return predicted.apart(Summary.of(FRAMEWORKS[to](config.text, tokens).phi, tokens))

@@ -7,19 +7,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from core.export.reading import words
 from parity import config_side
 from parity.exported import exported, runs
+from parity.loading import in_areal, in_openrlhf, in_skyrl, overrides_of
 
 from mismatch_probe.export import export_config
-
-# What belongs to a machine, and what has no default.
-AREAL = {
-    "experiment_name": "e",
-    "trial_name": "t",
-    "actor": {"backend": "fsdp:d1", "experiment_name": "e", "trial_name": "t", "path": "model"},
-}
-SKYRL = ("trainer.logger=console",)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -34,24 +26,6 @@ def at(config: Any, path: str) -> Any:
     for part in path.split("."):
         config = getattr(config, part)
     return config
-
-
-def in_openrlhf(text: str) -> Any:
-    """Their parser, and their loss of what it parsed, which refuses combinations."""
-    arguments = config_side.openrlhf_parser().parse_args(words(text))
-    parsed = vars(arguments)
-    threshold = parsed["algo.advantage.is_correction_threshold"]
-    low_high = parsed["actor.eps_clip_low_high"] or (0.2, 0.2)
-    loss = config_side.openrlhf_loss()(
-        *low_high,
-        dual_clip=parsed["actor.dual_clip"],
-        policy_loss_type=parsed["actor.policy_loss_type"],
-        is_correction_level=parsed["algo.advantage.is_correction_level"],
-        is_correction_mode=parsed["algo.advantage.is_correction_mode"],
-        is_correction_gating=parsed["algo.advantage.is_correction_gating"],
-        is_correction_threshold=[0.0, *threshold] if len(threshold) == 1 else threshold,
-    )
-    return parsed, loss
 
 
 def test_openrlhf_parses_the_arguments(subtests: pytest.Subtests) -> None:
@@ -92,19 +66,6 @@ def test_openrlhf_refuses_a_planted_key(wrong: str, capsys: pytest.CaptureFixtur
     assert "is_correction" in capsys.readouterr().err
 
 
-def in_skyrl(overrides: list[str]) -> Any:
-    config = config_side.skyrl().SkyRLTrainConfig.from_cli_overrides([*overrides, *SKYRL])
-    from skyrl.train.utils.utils import validate_cfg
-
-    validate_cfg(config)
-    return config
-
-
-def overrides_of(text: str) -> list[str]:
-    lines = text.split("# The same on the command line:\n")[1].splitlines()
-    return words("MISMATCH_ARGS=(\n" + "\n".join(line.removeprefix("#") for line in lines) + "\n)\n")
-
-
 def test_skyrl_takes_yaml_and_overrides(subtests: pytest.Subtests) -> None:
     from omegaconf import OmegaConf
 
@@ -126,17 +87,6 @@ def test_skyrl_refuses_a_planted_key() -> None:
         in_skyrl([*good, "trainer.algorithm.off_policy_correction.tis_ratio=token"])
     with pytest.raises(AssertionError, match="tis_ratio_type"):
         in_skyrl([*good, "trainer.algorithm.off_policy_correction.tis_ratio_type=sentence"])
-
-
-def in_areal(text: str) -> Any:
-    """Their merge with the defaults, and the objects that check themselves."""
-    from omegaconf import OmegaConf
-
-    areal = config_side.areal()
-    merged = areal.to_structured_cfg(
-        OmegaConf.merge(OmegaConf.create(AREAL), OmegaConf.create(text)), areal.GRPOConfig
-    )
-    return OmegaConf.to_object(merged.actor), OmegaConf.to_object(merged.gconfig)
 
 
 def test_areal_takes_the_yaml(subtests: pytest.Subtests) -> None:

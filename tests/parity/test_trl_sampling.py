@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,15 +68,6 @@ VESPO = [
     Mode("token_truncate", 0.8, 1.2, "vespo", {"is_min": 0.8, "is_max": 1.2}),
     Mode("token_mask", 0.6, 1.6, "vespo", {"is_mode": "token_mask", "is_min": 0.6, "is_max": 1.6}),
 ]
-
-
-@pytest.fixture
-def dtype_of_numbers(dtype: torch.dtype) -> Iterator[None]:
-    """TRL makes tensors of the sampled log-probabilities, which are Python numbers, in torch's default dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(before)
 
 
 def sampled(tokens: Tokens, completions: list[list[int]] | None = None) -> dict[str, Any]:
