@@ -15,6 +15,7 @@ from parity.batches import Tokens
 
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.export.effect import ConfigEffect, expected_effect
+from mismatch_probe.result import read_result
 from mismatch_probe.simulate.responses import Responses
 from mismatch_probe.stages.importing import import_dump
 from mismatch_probe.stages.measure import measure_run
@@ -91,14 +92,14 @@ def planted_run(folder: Path, *, seed: int = 0) -> Run:
     run.path.mkdir()
     import_dump(run, "prime-rl", folder / "dump", ProbeConfig(out=run.path), "parity")
     _record_old(run, old)
-    return measured(run)
+    measure_run(run)
+    return recorded(run)
 
 
-def measured(run: RunDirectory) -> Run:
-    """Measures a run directory."""
-    result = measure_run(run)
+def recorded(run: RunDirectory) -> Run:
+    """A run directory that was measured."""
     parts = int(run.read_manifest()["num_parts"])
-    return Run(result, read_responses(run, Trace(run, parts), parts))
+    return Run(read_result(run.result_path), read_responses(run, Trace(run, parts), parts))
 
 
 def _write_dump(

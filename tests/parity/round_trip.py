@@ -1,24 +1,29 @@
 """An exported config, loaded by the framework that it is for, drives that framework's own code on a measured run's tokens.
 
-    python tests/parity/round_trip.py runs/embedded
+    PYTHONPATH=tests python -m parity.round_trip runs/embedded
 
-prints, for each framework, by how much what it did differs from what was predicted of it.
+prints, for each framework, by how much what it did with a run differs at most from what was predicted. Without a path the run
+of the tests is taken.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from parity.batches import Tokens, slope
-from parity.measured import Run, Summary
+from parity.measured import Run, Summary, planted_run, recorded
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.export import ExportedConfig, export_config
 from mismatch_probe.export.annotated import Entry, Value, render
+from mismatch_probe.export.effect import expected_effect
+from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.weights import WeightMethod, available_methods
 
 PROMPT = [3, 4, 5, 6]
@@ -238,3 +243,36 @@ def apart(to: str, config: ExportedConfig, run: Run, dtype: torch.dtype | None =
     tokens = run.tokens(dtype or DTYPES[to])
     predicted = Summary.predicted(config.applies, run)
     return predicted.apart(Summary.of(FRAMEWORKS[to](config.text, tokens).phi, tokens))
+
+
+def rows(run: Run) -> Iterator[str]:
+    """Lines of a Markdown table: framework, number of methods, and the largest difference in either type."""
+    for to in FRAMEWORKS:
+        largest = {torch.float64: 0.0, torch.float32: 0.0}
+        count = 0
+        for _, config in exported(to, run):
+            effect = expected_effect(config.applies, run.responses, resamples=0)
+            if effect.ess.value is None:
+                continue  # all is dropped, and a loss over nothing has no gradient to compare
+            count += 1
+            for dtype in largest if DTYPES[to] == torch.float64 else (torch.float32,):
+                torch.set_default_dtype(dtype)
+                largest[dtype] = max(largest[dtype], apart(to, config, run, dtype))
+        wide = f"{largest[torch.float64]:.0e}" if DTYPES[to] == torch.float64 else ""
+        yield f"| {to} | {count} | {wide} | {largest[torch.float32]:.0e} |"
+
+
+def main() -> None:
+    """Prints the table for a run directory, or for the run of the tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = sys.argv[1] if len(sys.argv) > 1 else None
+        run = planted_run(Path(folder)) if path is None else recorded(RunDirectory.open_existing(Path(path)))
+    # Where A is 0 there is no gradient to read phi from.
+    signs = np.where(run.responses.advantages == 0, 1.0, run.responses.advantages)
+    run = replace(run, responses=replace(run.responses, advantages=signs))
+    for line in rows(run):
+        sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
