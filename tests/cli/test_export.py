@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -94,3 +95,4 @@ def test_method_and_out(run, tmp_path):
     out = tmp_path / "icepop.sh"
     assert run_cli("export", run, "--to", "openrlhf", "--method", "icepop", "--out", str(out)).status == 0
     assert "--algo.advantage.is_correction_mode mask" in out.read_text()
+    assert re.search(r"On this run it keeps [\d.]+ %", out.read_text())
