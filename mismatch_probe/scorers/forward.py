@@ -16,6 +16,7 @@ from mismatch_probe.trace.keep_sets import KeepSet
 if TYPE_CHECKING:
     import torch
 
+    from mismatch_probe.scorers.tiled_head import TiledHead
     from mismatch_probe.scorers.transformers_routing import CapturedRoutes
 
 # Logits of one batch, and the float32 copy of one block of them, stay below these.
@@ -63,6 +64,9 @@ class ScoringForward:
         packing: Whether the sequences of a batch follow each other in one line.
         top_p: Truncation of the model's own distribution; 1 reads the whole.
         keep_k: Likewise: the largest so many are kept before `top_p`; below 1 all are.
+        hidden: What the head reads, [lines, width, hidden], likewise; None where the model has to make its logits itself.
+        head: The head in tiles, which `hidden` goes through; None likewise.
+        token_budget: Tokens of a forward, padding counted, in the place of a number of sequences; None takes that number.
 
     Notes:
         The log-probability is `log_softmax(logits.float() / temperature)`.
@@ -78,6 +82,9 @@ class ScoringForward:
     packing: bool = False
     top_p: float = 1.0
     keep_k: int = -1
+    hidden: Logits | None = None
+    head: TiledHead | None = None
+    token_budget: int | None = None
 
     def score(
         self,
@@ -88,29 +95,43 @@ class ScoringForward:
         capture_routing: bool,
         progress: ProgressCallback,
     ) -> list[ScoredSequence]:
-        """Scores in order, `batch_size` sequences a forward.
+        """Scores `batch_size` sequences a forward, in order, or as many as the token budget holds, sorted by length.
+
+        Returns:
+            In the order of the requests.
 
         Raises:
             ConfigError: Routes are asked of a model without routers.
         """
-        scored: list[ScoredSequence] = []
-        for batch in self.batches(requests, batch_size):
+        order = range(len(requests))
+        if self.token_budget is not None:
+            # Longest first: what does not fit into memory fails at once.
+            order = sorted(order, key=lambda at: -_length(requests[at]))  # type: ignore[assignment]
+        scored: dict[int, ScoredSequence] = {}
+        done = 0
+        for batch in self.batches([requests[at] for at in order], batch_size):
             results = self.score_batch(batch, temperature, capture_routing)
-            scored += results
+            scored |= zip(order[done : done + len(batch)], results, strict=True)
+            done += len(batch)
             progress(len(results), sum(len(result.logprobs) for result in results))
-        return scored
+        return [scored[at] for at in range(len(requests))]
 
     def batches(self, requests: Sequence[ScoreRequest], size: int) -> list[list[ScoreRequest]]:
         """Splits in order; a batch also ends where its logits, or the mask of a packed row, would not fit."""
         budget = max(1, _MAX_LOGIT_BYTES // (self.vocab_size * self.logit_bytes))
+        if self.token_budget is not None:
+            budget = min(budget, self.token_budget)
+        elif self._tiled(requests):
+            budget = max(budget, _MAX_LOGIT_BYTES // self._hidden_bytes())
         batches: list[list[ScoreRequest]] = []
         longest = 0
         for request in requests:
-            length = len(request.prompt_token_ids) + len(request.response_token_ids)
+            length = _length(request)
             longest = max(longest, length)
             tokens = (len(batches[-1]) + 1) * longest if batches else 0
             full = tokens > budget or (self.packing and tokens > _MAX_PACKED_TOKENS)
-            if not batches or len(batches[-1]) == size or full:
+            many = len(batches[-1]) == size if batches and self.token_budget is None else False
+            if not batches or many or full:
                 batches.append([])
                 longest = length
             batches[-1].append(request)
@@ -137,19 +158,24 @@ class ScoringForward:
             positions[line, start : start + len(row)] = torch.arange(len(row))
         ids, positions = ids.to(self.device), positions.to(self.device)
         routes = None
+        tiled = self._tiled(batch)
+        forward = self.hidden if tiled and self.hidden is not None else self.logits
         with torch.inference_mode():
             if self.routers is None:
-                logits = self.logits(ids, positions)
+                made = forward(ids, positions)
             else:
                 forced, gates = self._forced_rows(batch, places, shape)
                 with self.routers.forward(capture=capture_routing, forced=forced, forced_gates=gates):
-                    logits = self.logits(ids, positions)
+                    made = forward(ids, positions)
                 if capture_routing:
                     routes = self.routers.take()
-            scored = [
-                self.read(request, logits[line, start:], temperature)
-                for request, (line, start) in zip(batch, places, strict=True)
-            ]
+            if tiled:
+                scored = self._read_tiles(batch, places, made, temperature)
+            else:
+                scored = [
+                    self.read(request, made[line, start:], temperature)
+                    for request, (line, start) in zip(batch, places, strict=True)
+                ]
         if routes is None:
             return scored
         captured = [
@@ -162,6 +188,40 @@ class ScoringForward:
             # The last token is fed too, but predicts nothing that was sampled.
             for end in [start + len(row) - 1]
             for kept in [[np.ascontiguousarray(array[line, start:end]) for array in captured]]
+        ]
+
+    def _tiled(self, requests: Sequence[ScoreRequest]) -> bool:
+        """Whether the head is read in tiles: what truncates a distribution needs all of it."""
+        whole = self.top_p >= 1 and self.keep_k < 1 and all(request.keep_set is None for request in requests)
+        return self.head is not None and whole
+
+    def _hidden_bytes(self) -> int:
+        """Bytes of a token's hidden states, several times over: those of a layer's inner activations are alive with them."""
+        assert self.head is not None  # noqa: S101 - asked of a tiled head only
+        return int(16 * self.head.weight.shape[1] * max(self.logit_bytes, self.head.weight.element_size()))
+
+    def _read_tiles(
+        self,
+        batch: Sequence[ScoreRequest],
+        places: Sequence[tuple[int, int]],
+        hidden: torch.Tensor,
+        temperature: float,
+    ) -> list[ScoredSequence]:
+        """Reads the responses of a batch through the tiled head, all their tokens together."""
+        import torch
+
+        assert self.head is not None  # noqa: S101 - asked before
+        rows, targets = [], []
+        for request, (line, start) in zip(batch, places, strict=True):
+            first = start + len(request.prompt_token_ids) - 1
+            rows.append(hidden[line, first : first + len(request.response_token_ids)])
+            targets.append(torch.tensor(list(request.response_token_ids), dtype=torch.long))
+        logprobs, entropy = self.head.read(torch.cat(rows), torch.cat(targets).to(hidden.device), temperature)
+        sizes = [len(row) for row in rows]
+        read = zip(batch, logprobs.cpu().split(sizes), entropy.cpu().split(sizes), strict=True)
+        return [
+            ScoredSequence(request.sequence_id, own.numpy(), spread.numpy(), None)
+            for request, own, spread in read
         ]
 
     def read(self, request: ScoreRequest, logits: torch.Tensor, temperature: float) -> ScoredSequence:
@@ -257,6 +317,10 @@ def over_keep_set(log_p: torch.Tensor, keep_set: KeepSet, begin: int) -> tuple[t
     log_mass = largest + mass.log()
     spread = torch.special.entr((values - log_mass[rows]).exp())
     return log_mass, torch.zeros(count, device=device).index_add(0, rows, spread)
+
+
+def _length(request: ScoreRequest) -> int:
+    return len(request.prompt_token_ids) + len(request.response_token_ids)
 
 
 def _places(lengths: Sequence[int], *, packing: bool) -> tuple[list[tuple[int, int]], tuple[int, int]]:

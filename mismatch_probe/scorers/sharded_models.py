@@ -43,6 +43,8 @@ class ShardedModel(TransformersScorer):
         splits_batches: Whether each rank scores batches of its own; otherwise all compute the same ones together.
     """
 
+    whole_head: ClassVar[bool] = False
+
     splits_batches: ClassVar[bool]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from mismatch_probe.scorers.protocol import (
     ScorerSpec,
 )
 from mismatch_probe.scorers.registry import register_scorer
+from mismatch_probe.scorers.tiled_head import TiledHead, captured_hidden, compare_with_plain, find_head
 from mismatch_probe.scorers.transformers_routing import RouterHooks, hook_routers, widen_routers
 
 if TYPE_CHECKING:
@@ -53,6 +55,11 @@ class TransformersOptions(ReplayOptions):
         top_p: Truncation of this side's own distribution, renormalised over what it keeps and the sampled token; 1 reads
             the whole distribution.
         top_k: Likewise, applied before `top_p` as samplers do; -1 keeps all.
+        head: "plain" lets the model make all its logits; "tiles" makes a slice of the vocabulary at a time, in the same
+            arithmetic, so that memory does not grow with it; "auto" takes tiles where they have the same bits on a short
+            line tried when the model is loaded. What truncates a distribution is read plain.
+        token_budget: Tokens of a forward, padding counted: as many sequences as fit, in the place of `batch_size`. One
+            process also sorts them by length first; without a budget they stay in order.
     """
 
     batch_size: int = Field(8, ge=1)
@@ -65,6 +72,8 @@ class TransformersOptions(ReplayOptions):
     autocast: bool = False
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(-1, ge=-1)
+    head: Literal["auto", "plain", "tiles"] = "auto"
+    token_budget: int | None = Field(None, ge=1)
 
 
 class TransformersScorer:
@@ -77,6 +86,8 @@ class TransformersScorer:
 
     name: ClassVar[str] = "transformers"
     options_kind: ClassVar[type[TransformersOptions]] = TransformersOptions
+    whole_head: ClassVar[bool] = True
+    """Whether this process holds all of the head; a part of it cannot be read in tiles."""
 
     def __init__(self, spec: ScorerSpec) -> None:
         self._options = read_options(self.options_kind, spec.options, "train.options")
@@ -111,8 +122,7 @@ class TransformersScorer:
                 hint="check the checkpoint and train.options.*; the whole message is in the log",
             ) from error
         self._model = model.eval()
-        if self._options.float32_head:
-            _widen_head(self._model, self._device)
+        wide = _widen_head(self._model, self._device) if self._options.float32_head else None
         if self._options.float32_router:
             widen_routers(self._model)
         if self._options.packing:
@@ -132,7 +142,29 @@ class TransformersScorer:
             packing=self._options.packing,
             top_p=self._options.top_p,
             keep_k=self._options.top_k,
+            token_budget=self._options.token_budget,
         )
+        self._head, self._head_difference = self._try_tiles(wide)
+        if isinstance(self._head, TiledHead):
+            self._scoring = replace(self._scoring, head=self._head, hidden=self._hidden)
+
+    def _try_tiles(self, wide: torch.nn.Linear | None) -> tuple[TiledHead | str, float | None]:
+        """The tiled head, or why it is not used; and how far its logits are from the model's own."""
+        if self._options.head == "plain":
+            return "asked for", None
+        head: TiledHead | str = "this process does not hold all of the head"
+        if self.whole_head:
+            head = find_head(self._model, wide)
+        difference = None
+        if isinstance(head, TiledHead):
+            difference = compare_with_plain(head, self._forward, self._model.get_output_embeddings())
+            if not math.isfinite(difference):
+                head, difference = "the model does something to its logits that the tiles do not know", None
+            elif difference > 0 and self._options.head == "auto":
+                head = "the product of a tile has other bits than the whole here"
+        if self._options.head == "tiles" and not isinstance(head, TiledHead):
+            raise ConfigError(f"the head cannot be read in tiles: {head}", hint="set train.options.head=auto")
+        return head, difference
 
     @property
     def model(self) -> Any:
@@ -180,6 +212,8 @@ class TransformersScorer:
                 "torch": torch.__version__,
                 "weights_dtype": self._weights_dtype(),
                 "num_threads": torch.get_num_threads(),
+                "head": "tiles" if isinstance(self._head, TiledHead) else f"plain: {self._head}",
+                "head_difference": self._head_difference,
             },
         )
 
@@ -209,16 +243,18 @@ class TransformersScorer:
 
         from mismatch_probe.scorers.transformers_layer_states import LayerStateReader
 
+        # States are substituted in the model's own forward, head included.
+        scoring = replace(self._scoring, head=None, hidden=None)
         reader = LayerStateReader(self._model)
         free = replace(request, routing=None, gates=None)
-        substituted = reader.layers(lambda: self._scoring.score_batch([request], temperature, False), given)
-        substituted |= reader.modules(lambda: self._scoring.score_batch([request], temperature, False), given)
+        substituted = reader.layers(lambda: scoring.score_batch([request], temperature, False), given)
+        substituted |= reader.modules(lambda: scoring.score_batch([request], temperature, False), given)
         with torch.inference_mode():
             logits = reader.head_logits(given)
             if logits is not None:
-                substituted[HEAD] = self._scoring.read(request, logits, temperature).logprobs
+                substituted[HEAD] = scoring.read(request, logits, temperature).logprobs
         return {
-            "free": reader.free(lambda: self._scoring.score_batch([free], temperature, False)),
+            "free": reader.free(lambda: scoring.score_batch([free], temperature, False)),
             "substituted": substituted,
         }
 
@@ -237,6 +273,12 @@ class TransformersScorer:
             output = self._model(input_ids=ids, use_cache=False, return_dict=True, **given)
         logits: torch.Tensor = output.logits
         return logits
+
+    def _hidden(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What the head reads, [lines, width, hidden]."""
+        with captured_hidden(self._model.get_output_embeddings()) as held:
+            self._forward(ids, positions)
+        return held[0]
 
     def _precision(self) -> AbstractContextManager[Any]:
         if not self._options.autocast or self._spec.dtype == "float32":
@@ -279,8 +321,8 @@ def _require_attention_layers(model: Any) -> None:
         )
 
 
-def _widen_head(model: Any, device: torch.device) -> None:
-    """Makes the LM head compute in float32; a copy, so that tied embeddings stay what they are."""
+def _widen_head(model: Any, device: torch.device) -> torch.nn.Linear:
+    """Makes the LM head compute in float32; a copy, which is returned, so that tied embeddings stay what they are."""
     import copy
 
     import torch
@@ -290,6 +332,7 @@ def _widen_head(model: Any, device: torch.device) -> None:
         raise ConfigError("the model names no LM head", hint="leave out train.options.float32_head")
     wide = copy.deepcopy(head).to(device=device, dtype=torch.float32)
     head.forward = lambda hidden: wide(hidden.float())
+    return wide
 
 
 def _import_transformers() -> tuple[Any, Any]:
