@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.scorers.protocol import ScoredSequence, Scorer, ScoreRequest, ScorerFacts, ScorerSpec
@@ -17,6 +18,8 @@ from mismatch_probe.stages.worker import EventWriter
 from mismatch_probe.trace.keep_sets import read_keep_sets
 from mismatch_probe.trace.parts import read_routing, read_routing_part, write_routing
 from mismatch_probe.trace.run_directory import RunDirectory
+
+T = TypeVar("T")
 
 
 def run_score_job(job: ScoreJob, events: EventWriter, tasks: Iterable[Task] | None = None) -> ScorerFacts:
@@ -34,8 +37,8 @@ def run_score_job(job: ScoreJob, events: EventWriter, tasks: Iterable[Task] | No
                 continue
             # Routes are kept of the leg that training runs; replay repeats the rollout's, the others are controls.
             capture = job.routing and task.leg == "train/forward"
-            for part in task.parts:
-                requests = _requests(run, part, replay=task.leg == "train/replay", keep_sets=job.keep_sets)
+            read = partial(_requests, run, replay=task.leg == "train/replay", keep_sets=job.keep_sets)
+            for part, requests in read_ahead(read, task.parts):
                 scored = scorer.score(
                     requests,
                     temperature=job.temperature,
@@ -53,6 +56,25 @@ def run_score_job(job: ScoreJob, events: EventWriter, tasks: Iterable[Task] | No
         return facts
     finally:
         scorer.close()
+
+
+def read_ahead(read: Callable[[int], T], parts: Sequence[int]) -> Iterator[tuple[int, T]]:
+    """Each part with what was read of it; the next one is read while the caller works on this one.
+
+    Args:
+        read: Reads a part. What it raises comes out in the part's turn.
+        parts: In order.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = pool.submit(read, parts[0]) if parts else None
+        for position, part in enumerate(parts):
+            assert pending is not None  # noqa: S101 - submitted a turn ago
+            ready = pending.result()
+            if position + 1 < len(parts):
+                pending = pool.submit(read, parts[position + 1])
+            yield part, ready
 
 
 def _study(run: RunDirectory, job: ScoreJob, task: Task, scorer: Scorer, events: EventWriter) -> None:
