@@ -189,8 +189,8 @@ def _after(model: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     config = model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     divisor = getattr(config, "logits_scaling", None)
-    factor = getattr(model, "logit_scale", None)
-    factor = factor if isinstance(factor, int | float) else None
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    factor = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     if not cap and divisor is None and factor is None:
         return None
 
