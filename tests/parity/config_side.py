@@ -166,3 +166,39 @@ def swift_own_fields() -> frozenset[str]:
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     )
+
+
+@functools.cache
+def swift_trainer() -> type[Any]:
+    """swift's GRPOTrainer without its base classes and with what it computes its loss with alone."""
+    wanted = (
+        *("_prepare_algorithm_params", "_compute_loss_and_metrics", "_undo_gradient_accumulation_scaling"),
+        *(
+            "_get_rollout_is_correction",
+            "_apply_rollout_importance_sampling",
+            "_compute_sequence_level_ratios",
+        ),
+        *("_compute_rollout_offpolicy_metrics", "_compute_is_correction_metrics"),
+        "_compute_off_policy_sequence_mask",
+    )
+    module, file = _source("swift", "rlhf_trainers/grpo_trainer.py")
+    kept: list[ast.stmt] = []
+    for node in module.body:
+        if isinstance(node, ast.Assign) and "WINDOW_NORMALIZED_LOSS_TYPES" in ast.unparse(node.targets[0]):
+            kept.append(node)
+        elif isinstance(node, ast.ClassDef) and node.name == "GRPOTrainer":
+            node.bases = []
+            node.body = [
+                part for part in node.body if isinstance(part, ast.FunctionDef) and part.name in wanted
+            ]
+            assert len(node.body) == len(wanted)
+            kept.append(node)
+    head = ast.parse(
+        "from __future__ import annotations\nimport torch\nfrom accelerate.utils import gather_object\n"
+        "from trl.trainer.utils import nanmax, nanmin"
+    ).body
+    spaces: dict[str, Any] = {"__name__": "swift_trainer"}
+    exec(compile(ast.Module([*head, *kept], []), str(file), "exec"), spaces)
+    trainer = spaces["GRPOTrainer"]
+    assert isinstance(trainer, type)
+    return trainer

@@ -1,4 +1,4 @@
-"""An exported text in the hands of OpenRLHF's, SkyRL's and AReaL's own parsers and config classes."""
+"""An exported text in the hands of OpenRLHF's, SkyRL's, AReaL's and ms-swift's own parsers and config classes."""
 
 from __future__ import annotations
 
@@ -56,3 +56,13 @@ def in_areal(text: str) -> Any:
         OmegaConf.merge(OmegaConf.create(AREAL), OmegaConf.create(text)), areal.GRPOConfig
     )
     return OmegaConf.to_object(merged.actor), OmegaConf.to_object(merged.gconfig)
+
+
+def in_swift(keys: dict[str, Any]) -> Any:
+    """As swift's command line does with a YAML file, less the keys of the class that holds the model."""
+    from transformers import HfArgumentParser
+
+    own = config_side.swift_own_fields()
+    line = [word for key, value in keys.items() if key not in own for word in (f"--{key}", str(value))]
+    (arguments,) = HfArgumentParser(config_side.swift_arguments()).parse_args_into_dataclasses(line)
+    return arguments

@@ -13,9 +13,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+import yaml
 from parity.batches import Tokens, slope
 from parity.measured import Run, Summary, planted_run, recorded
 
@@ -217,12 +219,54 @@ def through_areal(text: str, tokens: Tokens) -> Done:
     return Done(coefficients(gradient, tokens, count))
 
 
+def through_ms_swift(text: str, tokens: Tokens) -> Done:
+    """ms-swift: its parser, and its trainer's loss with what it makes of the arguments."""
+    from accelerate import Accelerator
+    from parity import config_side
+    from parity.loading import in_swift
+
+    keys = yaml.safe_load(text)
+    # The classes around GRPOArgumentsMixin declare these.
+    around = {"loss_type": keys["loss_type"], "num_iterations": 1, "gradient_accumulation_steps": 1}
+    arguments = SimpleNamespace(**vars(in_swift(keys)), **around)
+    trainer = config_side.swift_trainer()()
+    vars(trainer).update(
+        args=arguments,
+        accelerator=Accelerator(cpu=True),
+        model=torch.nn.Identity(),
+        beta=0.0,
+        compute_entropy=False,
+        chord_sft_iterator=None,
+        disable_rollout_importance_sampling=False,
+        current_gradient_accumulation_steps=1,
+        model_accepts_loss_kwargs=False,
+        compute_loss_func=None,
+        _has_teacher=False,
+        _get_per_token_logps_and_entropies=lambda *_, **__: (tokens.train, None),
+    )
+    trainer._prepare_algorithm_params()
+    batch = SimpleNamespace(
+        completion_mask=tokens.mask,
+        truncated_mask=torch.zeros(len(tokens.mask), dtype=torch.bool),
+        advantages=tokens.per_token,
+        old_per_token_logps=tokens.old,
+        rollout_per_token_logps=tokens.rollout,
+        teacher_per_token_logps=None,
+        num_items_in_batch=tokens.mask.sum(),
+    )
+    loss, _ = trainer._compute_loss_and_metrics(None, {}, batch)
+    by_response = trainer.loss_type in ("grpo", "sapo")
+    normaliser = of_responses(tokens.mask) if by_response else float(tokens.mask.sum())
+    return Done(coefficients(slope(loss, tokens), tokens, normaliser))
+
+
 FRAMEWORKS: dict[str, Callable[[str, Tokens], Done]] = {
     "verl": through_verl,
     "trl": through_trl,
     "openrlhf": through_openrlhf,
     "skyrl": through_skyrl,
     "areal": through_areal,
+    "ms-swift": through_ms_swift,
 }
 
 # The numbers of a run directory are float32, so that both types hold them exactly. AReaL's statistics take no other.

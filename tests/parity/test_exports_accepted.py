@@ -9,7 +9,7 @@ import torch
 import yaml
 from parity import config_side
 from parity.exported import exported, runs
-from parity.loading import in_areal, in_openrlhf, in_skyrl, overrides_of
+from parity.loading import in_areal, in_openrlhf, in_skyrl, in_swift, overrides_of
 
 from mismatch_probe.export import export_config
 
@@ -125,16 +125,6 @@ def test_areal_refuses_a_planted_key_and_what_the_export_avoids() -> None:
                 "  use_decoupled_loss: true", "  use_decoupled_loss: true\n  behave_imp_weight_cap: 5.0"
             )
         )
-
-
-def in_swift(keys: dict[str, Any]) -> Any:
-    """As swift's command line does with a YAML file, less the keys of the class that holds the model."""
-    from transformers import HfArgumentParser
-
-    own = config_side.swift_own_fields()
-    line = [word for key, value in keys.items() if key not in own for word in (f"--{key}", str(value))]
-    (arguments,) = HfArgumentParser(config_side.swift_arguments()).parse_args_into_dataclasses(line)
-    return arguments
 
 
 def test_ms_swift_takes_the_yaml(subtests: pytest.Subtests) -> None:

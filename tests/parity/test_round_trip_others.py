@@ -1,4 +1,4 @@
-"""What is predicted of a config for OpenRLHF, SkyRL and AReaL is what their own corrections and losses then do."""
+"""What is predicted of a config for OpenRLHF, SkyRL, AReaL and ms-swift is what their own corrections and losses then do."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ NARROW = ("skyrl", "areal")
         ("openrlhf", {"token_tis", "icepop", "geo_rs", "gspo", "dual_clip"}),
         ("skyrl", {"token_tis", "seq_tis", "icepop", "seq_mis", "geo_rs", "cispo", "sapo", "dppo_kl", "gspo"}),
         ("areal", {"token_tis", "icepop", "geo_rs", "seq_mis", "k3_rs", "m2po", "gspo", "sapo"}),
+        ("ms-swift", {"token_tis", "icepop", "geo_rs", "opsm", "gspo", "cispo", "sapo", "two_sided"}),
     ],
 )  # fmt: skip
 def test_every_method_that_can_be_exported(
@@ -44,6 +45,7 @@ def test_every_method_that_can_be_exported(
         ("openrlhf", "token_tis", "--algo.advantage.is_correction_threshold "),
         ("skyrl", "seq_tis", "sequence_tis_ratio_clip_high: "),
         ("areal", "m2po", "m2_threshold: "),
+        ("ms-swift", "token_tis", "rollout_importance_sampling_threshold: "),
     ],
 )
 def test_a_wrong_threshold_breaks_it(to: str, method: str, key: str, planted: Run) -> None:
