@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from mismatch_probe.errors import ConfigError
+from mismatch_probe.errors import ConfigError, MismatchProbeError
 from mismatch_probe.export.annotated import Entry, comment, overrides, render, render_arguments, render_toml
 from mismatch_probe.export.applied.keys import Methods
 from mismatch_probe.export.effect import expected_effect
@@ -109,12 +109,17 @@ class Target:
             below: Finished comment lines for the end.
         """
         listed = tuple(entries)
-        said = (*notes, *self.version_notes())
+        said = [*notes, *self.version_notes()]
         head = heading(result, plan, f"{self.title}: {self.fragment}", contents)
         applies = self.applied(listed)
-        effect = None if plan.responses is None else expected_effect(applies, plan.responses)
-        if effect is not None:
-            head.append(effect.sentence())
+        effect = None
+        if plan.responses is not None:
+            try:
+                effect = expected_effect(applies, plan.responses)
+                head.append(effect.sentence())
+            except MismatchProbeError as error:
+                # A config is no worse for it, and a ConfigError here would read as "cannot express".
+                said.append(f"what this config does to the run's tokens is not known: {error.message}")
         if self.history:
             head.append(self.history)
         tail = [f"Note: {note}." for note in said]
@@ -134,5 +139,11 @@ class Target:
         text += "".join(f"{line}\n" for line in lines)
         kinds = {"toml": "toml", "arguments": "bash", "hydra": "bash"}
         return ExportedConfig(
-            text, kinds.get(self.layout, "yaml"), said, listed, contents, applies=applies, effect=effect
+            text,
+            kinds.get(self.layout, "yaml"),
+            tuple(said),
+            listed,
+            contents,
+            applies=applies,
+            effect=effect,
         )

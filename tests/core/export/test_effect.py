@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-from core.export.conftest import simulate
+from core.export.conftest import Make, simulate
 from core.export.reading import load
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,3 +156,34 @@ def test_what_it_does_has_the_numbers_that_were_written(
     config = export_config(drifting[0], to, method=method)
     (written,) = (entry.value for entry in config.entries if entry.key.endswith(key))
     assert written in [getattr(factor, name, None) for factor in config.applies]
+
+
+def test_a_policy_that_cannot_be_weighed_is_said_in_a_note(
+    drifting: tuple[dict[str, Any], Responses],
+) -> None:
+    result, simulated = drifting
+    broken = dataclasses.replace(simulated, old=np.full_like(simulated.train, np.nan))
+    config = export_config(result, "verl", method="token_tis", responses=broken)
+    assert config.effect is None and "On this run" not in config.text
+    assert any("is not known: old_logprobs holds NaN" in note for note in config.notes)
+
+
+@pytest.mark.parametrize("to", available_exporters())
+def test_a_result_without_numbers_gives_the_frameworks_own(make_result: Make, to: str) -> None:
+    """No quantile and no fit: what is written leaves thresholds out, and is read with the framework's defaults."""
+    result = make_result()
+    for path in (
+        ("token", "quantiles"),
+        ("sequence", "log_weight"),
+        ("sequence", "length_law"),
+        ("legs", "floor"),
+    ):
+        del result[path[0]][path[1]]
+    result["recommendation"]["candidates"] = {}
+    for method in available_methods():
+        try:
+            config = export_config(result, to, method=method)
+        except ConfigError as error:
+            assert "cannot express" in str(error)
+            continue
+        assert config.applies
