@@ -42,19 +42,34 @@ def drift_metrics(
     Raises:
         ConfigError: The shapes differ.
     """
-    rollout, train = _array(rollout_logprobs), _array(train_logprobs)
-    kept = _array(mask) != 0
+    rollout, train, kept = _array(rollout_logprobs), _array(train_logprobs), _array(mask) != 0
     if not rollout.shape == train.shape == kept.shape or rollout.ndim != 2:
         raise ConfigError(
             f"log-probabilities and mask must be [sequences, tokens]: {rollout.shape}, {train.shape}, {kept.shape}"
         )
-    finite = np.isfinite(rollout) & np.isfinite(train)
-    log_ratio = np.where(kept & finite, train - np.where(finite, rollout, 0.0), 0.0)
-    whole = ~(kept & ~finite).any(axis=1) & kept.any(axis=1)
-    found = {"missing_tokens": float(np.count_nonzero(kept & ~finite))}
-    found |= _token_metrics(log_ratio[kept & finite])
-    found |= _sequence_metrics(log_ratio[whole].sum(axis=1))
+    # Batches are mostly padding: what is computed is computed on the tokens alone.
+    log_ratio = train[kept].astype(np.float64) - rollout[kept]
+    finite = np.isfinite(log_ratio)
+    lengths = kept.sum(axis=1)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    found = {"missing_tokens": float(log_ratio.size - np.count_nonzero(finite))}
+    whole = lengths > 0
+    if not finite.all():
+        spoilt = np.searchsorted(offsets, np.flatnonzero(~finite), side="right") - 1
+        whole[spoilt] = False
+    found |= _token_metrics(log_ratio if finite.all() else log_ratio[finite])
+    found |= _sequence_metrics(_sums(log_ratio, offsets)[whole])
     return {f"{prefix}{key}": value for key, value in found.items() if math.isfinite(value)}
+
+
+def _sums(values: FloatArray, offsets: npt.NDArray[np.int64]) -> FloatArray:
+    """Sums between offsets, 0 where nothing lies between them."""
+    filled = offsets[:-1] < offsets[1:]
+    found = np.zeros(len(offsets) - 1)
+    if values.size:
+        with np.errstate(invalid="ignore"):
+            found[filled] = np.add.reduceat(values, offsets[:-1][filled])
+    return found
 
 
 def merge_rows(rows: Sequence[tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]]) -> tuple[Any, Any, Any]:
@@ -106,9 +121,10 @@ def _sequence_metrics(log_weight: FloatArray) -> dict[str, float]:
     }
 
 
-def _array(values: Any) -> FloatArray:
-    """float64 on the CPU, whatever holds it."""
+def _array(values: Any) -> npt.NDArray[Any]:
+    """An array of numbers or truth values on the CPU, whatever holds it."""
     if hasattr(values, "detach"):
+        values = values.detach().to(device="cpu")
         # numpy knows no bfloat16.
-        values = values.detach().to(device="cpu").float().numpy()
-    return np.asarray(values, dtype=np.float64)
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
