@@ -33,7 +33,15 @@ def assumptions(result: Mapping[str, Any], responses: Responses, reads: str | No
     if responses.old is None:
         said.append("no staleness: both sides had the same weights, and updates within a batch come on top")
     if responses.assumed:
-        said.append("no advantages in this run: both signs were tried on every response, all of size 1")
+        said.append(
+            "no advantages other than 0 in this run: both signs were tried on every response, all of size 1"
+        )
+    for sign, word in ((1.0, "positive"), (-1.0, "negative")):
+        if not (responses.advantages * sign > 0).any():
+            said.append(
+                f"no response with a {word} advantage: what corrections do to such responses was not seen, and the signs "
+                "could not be weighed against each other"
+            )
     longest = read(result, "sequence.max_length")
     if longest is not None:
         said.append(

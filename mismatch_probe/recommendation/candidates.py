@@ -48,7 +48,7 @@ class Candidate:
         negative_mass: Mean phi where A < 0.
         mass_ratio: The latter over the former.
         influence: Share of the update that rests on the tenth of the responses that the two policies disagree most
-            about: sum |A| phi over them, over that of all.
+            about: sum |A| phi over them, over that of all. Responses level at the edge of the tenth share its places.
         signal: Share of the signal kept: mean of |A| min(phi, 1) over the mean of |A|; what is weighed above 1 adds nothing.
         effective_responses: Kish effective size over responses of their mean phi, a share of the responses generated.
         against: Why it is not fit for this data; empty where it is.
@@ -166,13 +166,20 @@ def _absent(item: Fitted, method: WeightMethod, label: str, against: tuple[str, 
     )
 
 
-def _far(ground: Ground) -> npt.NDArray[np.bool_]:
-    """The tenth of the responses with the largest |log W|."""
+def _far(ground: Ground) -> FloatArray:
+    """How much of each response belongs to the tenth with the largest |log W|, 0 to 1.
+
+    Responses level at its edge share the places that are left: where most agree in every bit, all of them would else be far.
+    """
     size = np.abs(ground.log_weight)
-    return np.asarray(size >= np.quantile(size, _FAR, method="higher"), dtype=np.bool_)
+    first = int(np.ceil(_FAR * (len(size) - 1) - 1e-9))
+    edge = np.partition(size, first)[first]
+    above, level = size > edge, size == edge
+    places = len(size) - first - int(above.sum())
+    return np.asarray(above + level * (places / int(level.sum())), dtype=np.float64)
 
 
-def _columns(ground: Ground, own: SequenceSums, far: npt.NDArray[np.bool_]) -> dict[str, FloatArray]:
+def _columns(ground: Ground, own: SequenceSums, far: FloatArray) -> dict[str, FloatArray]:
     """Sums by prompt; both signs of a response that stands for both are of one prompt."""
     size = np.abs(ground.advantages)
     mean = own.weight / ground.lengths

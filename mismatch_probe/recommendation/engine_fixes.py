@@ -117,6 +117,9 @@ def head_switch(result: Mapping[str, Any]) -> Switch:
     share = _precision_share(result)
     if share is None or share.value < _PRECISION_SHARE:
         return Switch(False)
+    # Where both sides round alike, the trainer's rounding is no part of what they disagree about.
+    if _made_worse_or_level(result, "train/reference"):
+        return Switch(False)
     because = f"rounding in the trainer's own forward is {100 * share.value:.0f} % of the token K3"
     action = Action(
         "MP201",
@@ -217,6 +220,21 @@ def _knob_effect(result: Mapping[str, Any], name: str) -> Effect | None:
                 f"ablation.rows[{name}]",
             )
     return None
+
+
+def _made_worse_or_level(result: Mapping[str, Any], leg: str) -> bool:
+    """Whether a leg was compared with the trainer's own forward and is not closer to the rollout beyond chance."""
+    for row in look_up(result, "legs.comparisons") or []:
+        if row.get("leg") == leg and row.get("baseline") == "train/forward":
+            change, p_holm = as_estimate(row.get("k3_difference")), row.get("p_holm")
+            return (
+                change is None
+                or change.value is None
+                or change.value >= 0
+                or p_holm is None
+                or p_holm > _LEVEL
+            )
+    return False
 
 
 def _leg_effects(result: Mapping[str, Any], leg: str) -> tuple[Effect, ...]:

@@ -18,6 +18,8 @@ DEFAULT_GOAL: Goal = "stability"
 
 # A difference below one point in a hundred is none, however sure it is.
 MARGIN = 0.01
+# Where too few prompts give no interval, one that is this much behind is not level all the same.
+MARGIN_UNSURE = 0.1
 # Share of tokens with a ratio beyond 2 either way, above which truncation alone lets a tail rule.
 HEAVY_TAIL = 1e-3
 # Which of those that the data cannot tell apart: what sees whole responses first, then what acts on tokens, then what
@@ -162,10 +164,11 @@ def _worse(
 ) -> bool:
     """Whether a candidate is worse than the best by more than chance and more than the margin."""
     found = _difference(candidates, key, best, criterion, resamples=resamples, seed=seed)
-    if found.value is None or found.ci_low is None or found.ci_high is None:
-        # Too few prompts for an interval: nothing is known to be worse.
+    if found.value is None:
         return False
     gap = found.value if criterion.smaller else -found.value
+    if found.ci_low is None or found.ci_high is None:
+        return gap > MARGIN_UNSURE
     near = found.ci_low if criterion.smaller else -found.ci_high
     return gap > MARGIN and near > 0
 

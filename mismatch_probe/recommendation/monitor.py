@@ -26,6 +26,8 @@ _LEVEL = 0.001
 _DRAWS = 2000
 # Below this many prompts the tail of a batch's number cannot be told.
 MIN_PROMPTS = 16
+# An alarm further from the value than this factor says nothing but that a few prompts carry it.
+_FARTHEST = 100.0
 _CHUNK = 4_000_000
 # The names under which frameworks log the same number, computed the same way; see `mismatch_probe.stats.naming`.
 _LOGGED: dict[str, tuple[tuple[str, str], ...]] = {
@@ -164,7 +166,10 @@ def _alarm(
 
     if draws is None:
         return None, f"{prompts} prompts: the spread of a batch needs {MIN_PROMPTS}"
-    error = float(np.std(value_of(draws)))
+    with np.errstate(invalid="ignore"):
+        error = float(np.std(value_of(draws)))
+    if not np.isfinite(here) or not np.isfinite(error):
+        return None, "the value leaves the range of float64"
     if error <= 1e-12 * abs(here):
         return None, "every prompt has the same value: this run does not tell how it varies"
     reach = np.sqrt(2.0) * float(stdtrit(prompts - 1, 1.0 - _LEVEL)) * error
@@ -179,7 +184,10 @@ def _alarm(
             if alarm > 0.0
             else (None, "too few prompts drop a token to say how their share varies")
         )
-    return here * float(np.exp(sign * min(reach / here, 700.0))), None
+    alarm = here * float(np.exp(sign * min(reach / here, 700.0)))
+    if reach / here > np.log(_FARTHEST) or (name == "beyond_2" and alarm >= 1.0):
+        return None, "a few prompts carry this number: how it varies cannot be told"
+    return alarm, None
 
 
 def _table(
@@ -242,7 +250,9 @@ def _batches(table: FloatArray, seed: int) -> FloatArray | None:
     pieces = []
     for start in range(0, _DRAWS, rows):
         counts = generator.multinomial(prompts, share, size=min(rows, _DRAWS - start))
-        pieces.append(counts.astype(np.float64) @ table)
+        # A sum that left the range of float64 spoils its own column only, and that one gets no alarm.
+        with np.errstate(invalid="ignore"):
+            pieces.append(counts.astype(np.float64) @ table)
     return np.concatenate(pieces)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.export.measured import Measured, look_up, read
 from mismatch_probe.findings import CATALOGUE
@@ -31,6 +33,10 @@ _EFFECTS = {
     "effective_responses": "effective responses for each one generated",
     "kept_fraction": "share of tokens kept",
 }
+_BEFORE_FIXES = (
+    "correction, thresholds and alarms are fitted to this run as it is, without the engine fixes that are put forward: "
+    "measure again once these are made"
+)
 
 
 def recommend(
@@ -73,6 +79,7 @@ def recommend(
             "numbers that are not what they seem."
         )
         return _section(goal, summary, broken)
+    responses = _with_signs(responses)
     replay, head = replay_switch(result), head_switch(result)
     source = [*(replay.actions if replay.on else ()), *head.actions]
     source += [*self_disagreement_actions(result), *knob_actions(result)]
@@ -100,9 +107,29 @@ def recommend(
         choices = {name: choose(result, candidates, name, resamples=resamples, seed=seed) for name in GOALS}
         actions, chosen, rest = _corrected(result, responses, candidates, choices, goal, seed=seed)
         actions = [*before, *actions, *_stay_away(result, chosen["method"]), *after]
+    if any(action.kind == "engine" for action in actions):
+        rest["assumptions"] = [*rest["assumptions"], _BEFORE_FIXES]
     section = _section(goal, _in_a_sentence(actions), actions)
     section |= {**chosen, "routing_replay": replay.on, "fp32_head": head.on, **rest}
     return {**section, "reads_by_framework": _reads_by_framework(result, section)}
+
+
+def _with_signs(responses: Responses) -> Responses:
+    """The prompts that have a token that counts; with both signs of every response where no advantage is other than 0."""
+    counted = np.unique(responses.clusters[responses.lengths() > 0])
+    if len(counted) < responses.num_prompts:
+        responses = responses.subset(counted)
+    if np.any(responses.advantages != 0):
+        return responses
+    return Responses.of(
+        responses.train,
+        responses.rollout,
+        responses.offsets,
+        responses.clusters,
+        None,
+        old_logprobs=responses.old,
+        mask=responses.mask,
+    )
 
 
 def _covered(actions: Iterable[Action]) -> set[str]:

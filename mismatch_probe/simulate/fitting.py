@@ -28,6 +28,10 @@ _SHARE = Statistic(lambda sums: sums[..., 0] / sums[..., 1])
 _EFFECTIVE = Statistic(lambda sums: np.square(sums[..., 0]) / (sums[..., 1] * sums[..., 2]), "log", 1)
 
 
+# exp() of anything further out is 0 or infinite, and neither is a threshold.
+_FARTHEST = 690.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
     """What a threshold is fitted to, sorted by the statistic.
@@ -90,7 +94,7 @@ def _capped(log_weight: FloatArray, log_cap: float) -> FloatArray:
 
 def _cap_by_kept(statistic: FloatArray, weights: FloatArray, kept: float) -> Thresholds:
     """Leaves that share untruncated."""
-    return {"cap": float(np.exp(min(weighted_quantile(statistic, weights, kept), 690.0)))}
+    return {"cap": _ratio_at(weighted_quantile(statistic, weights, kept))}
 
 
 def _cap_by_ess(statistic: FloatArray, weights: FloatArray, ess: float) -> Thresholds:
@@ -100,9 +104,13 @@ def _cap_by_ess(statistic: FloatArray, weights: FloatArray, ess: float) -> Thres
     inside = statistic[weights > 0]
     low, high = float(inside.min()), float(inside.max())
     if effective_fraction(statistic, weights, high) >= ess:
-        return {"cap": float(np.exp(min(high, 690.0)))}
+        return {"cap": _ratio_at(high)}
     root = brentq(lambda x: effective_fraction(statistic, weights, x) - ess, low, high, xtol=1e-10)
-    return {"cap": float(np.exp(min(float(root), 690.0)))}
+    return {"cap": _ratio_at(float(root))}
+
+
+def _ratio_at(log_ratio: float) -> float:
+    return float(np.exp(np.clip(log_ratio, -_FARTHEST, _FARTHEST)))
 
 
 def _band_by_kept(statistic: FloatArray, weights: FloatArray, kept: float) -> Thresholds:
@@ -125,7 +133,7 @@ def _centred_band_by_kept(statistic: FloatArray, weights: FloatArray, kept: floa
 def _band(low: float, high: float) -> Thresholds:
     """Bounds as ratios; a hair wider, so that rounding does not drop the very unit that sets one."""
     slack = 1e-12 + 1e-9 * (high - low)
-    return {"low": float(np.exp(low - slack)), "high": float(np.exp(min(high + slack, 690.0)))}
+    return {"low": _ratio_at(low - slack), "high": _ratio_at(high + slack)}
 
 
 def _upper_by_kept(name: str) -> Callable[[FloatArray, FloatArray, float], Thresholds]:

@@ -189,9 +189,12 @@ def tune_method(
 
     units = fitter.units(responses)
     value = fit(units, np.ones(len(units.statistic)))
+    # Prompts without a unit are no part of the sample: a resample of these alone has nothing to fit to.
+    cluster = np.unique(units.cluster, return_inverse=True)[1]
+    prompts = int(cluster.max()) + 1
     draws = _refits(
-        lambda counts: fit(units, counts[units.cluster]),
-        responses.num_prompts,
+        lambda counts: fit(units, counts[cluster]),
+        prompts,
         resamples=resamples,
         seed=seed,
     )
@@ -209,9 +212,7 @@ def tune_method(
         thresholds={
             key: Estimate(value[key], None, None, len(units.statistic), too_few)
             if too_few is not None
-            else _percentiles(
-                value[key], [draw[key] for draw in draws], responses.num_prompts, len(units.statistic)
-            )
+            else _percentiles(value[key], [draw[key] for draw in draws], prompts, len(units.statistic))
             for key in value
         },
         parameters=parameters,
