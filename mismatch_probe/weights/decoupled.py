@@ -20,8 +20,6 @@ from mismatch_probe.weights.ratios import Ratios, bounded_exp
 if TYPE_CHECKING:
     import torch
 
-DECOUPLED_READS = "train/old * old/rollout"
-
 Normalise = Literal["none", "mean"]
 NORMALISE = one_of(
     {
@@ -35,6 +33,14 @@ OBJECTIVE = one_of(
     {
         "ppo": "PPO's clip of pi / pi_old under it",
         "none": "the mismatch's factor alone, where a framework puts it on another objective (verl, TRL, SkyRL)",
+    }
+)
+
+Mismatch = Literal["old/rollout", "train/rollout"]
+MISMATCH = one_of(
+    {
+        "old/rollout": "weights and masks of pi_old / mu, and of pi / mu without pi_old",
+        "train/rollout": "of pi / mu, where the trainer takes mu for pi_old (verl bypass_mode)",
     }
 )
 
@@ -66,6 +72,7 @@ class Decoupled(GradientView):
         dual_c: Largest pi / pi_old that passes with A < 0, or None (verl: 3).
         clamp: No gradient where |log pi - log pi_old| is above it, or None (verl, SkyRL, OpenRLHF: 20).
         objective: "ppo", or "none": the update factor is 1 and the four above are not read.
+        mismatch: The ratio that weights and masks look at.
     """
 
     eps_low: float = field(default=0.2, metadata=FRACTION)
@@ -73,6 +80,16 @@ class Decoupled(GradientView):
     dual_c: float | None = field(default=None, metadata=OPTIONAL_CEILING)
     clamp: float | None = field(default=None, metadata=OPTIONAL_BOUND)
     objective: Objective = field(default="ppo", metadata=OBJECTIVE)
+    mismatch: Mismatch = field(default="old/rollout", metadata=MISMATCH)
+
+    @property
+    def reads(self) -> str:
+        """Which ratios phi looks at."""
+        return self.factors_read()
+
+    def factors_read(self) -> str:
+        """That of the mismatch alone, or that of the update and it."""
+        return self.mismatch if self.objective == "none" else f"train/old * {self.mismatch}"
 
     def update(self, ratios: Ratios) -> torch.Tensor:
         """PPO(pi / pi_old): the clipped ratio; 1 without pi_old and without an objective, [tokens]."""

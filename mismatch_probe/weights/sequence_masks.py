@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mismatch_probe.weights.clipped import StaleReads
 from mismatch_probe.weights.decoupled import (
-    DECOUPLED_READS,
     WEIGHTING,
     Decoupled,
     Weighting,
@@ -39,7 +38,6 @@ class _SequenceMask(Decoupled):
     """Base: a mask by sequence, a veto by token, and a weight for what stays."""
 
     level: ClassVar[Level] = "sequence"
-    reads: ClassVar[str] = DECOUPLED_READS
 
     weighting: Weighting = field(default="none", metadata=WEIGHTING)
     cap: float | None = field(default=None, metadata=OPTIONAL_BOUND)
@@ -48,7 +46,7 @@ class _SequenceMask(Decoupled):
 
     def kept(self, ratios: Ratios, keep: torch.Tensor) -> torch.Tensor:
         """The clipped update and the weight of the responses to keep, bool [sequences]."""
-        mismatch = ratios.log_ratio("old/rollout")
+        mismatch = ratios.log_ratio(self.mismatch)
         keep = ratios.spread(keep & not_vetoed(ratios, mismatch, self.veto, self.veto_high))
         weight = survivors_weight(ratios, mismatch.masked_fill(~keep, 0.0), self.weighting, self.cap)
         return self.update(ratios) * weight * keep
@@ -80,7 +78,7 @@ class SequenceMIS(_SequenceMask):
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update, times the sequence weight or nothing."""
-        mismatch = ratios.log_ratio("old/rollout")
+        mismatch = ratios.log_ratio(self.mismatch)
         if self.variant == "verl":
             mismatch = -mismatch.clamp(-_CLAMP, _CLAMP)
         return self.kept(ratios, within(ratios.sequence_sum(mismatch), self.low, self.high))
@@ -113,7 +111,7 @@ class GeoRS(_SequenceMask):
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update and what survivors weigh, or nothing."""
-        mismatch = ratios.log_ratio("old/rollout")
+        mismatch = ratios.log_ratio(self.mismatch)
         if self.variant == "verl":
             mismatch = -mismatch.clamp(-_CLAMP, _CLAMP)
         return self.kept(ratios, within(ratios.sequence_mean(mismatch), self.low, self.high))
@@ -152,7 +150,7 @@ class K3RS(_SequenceMask):
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update and what survivors weigh, or nothing."""
-        mismatch = ratios.log_ratio("old/rollout")
+        mismatch = ratios.log_ratio(self.mismatch)
         argument = -mismatch if self.variant == "areal" else mismatch
         if self.variant == "verl":
             argument = argument.clamp(-_CLAMP, _CLAMP)
@@ -165,7 +163,8 @@ class K3RS(_SequenceMask):
 class Opsm(Decoupled):
     """Off-policy sequence masking: negative responses go where the policy has moved away from them.
 
-    phi = PPO(pi / pi_old), and 0 where A < 0 and mean log(mu / pi) > delta.
+    phi = PPO(pi / pi_old), and 0 where A < 0 and mean log(mu / pi) > delta. `drift` says what is compared; `mismatch` is
+    not read.
 
     Source: DeepSeek-V3.2, arXiv 2512.02556 equation 9; TRL `off_policy_mask_threshold` and ms-swift
     `off_policy_sequence_mask_delta` (no default; 0.5 in examples); slime and miles `--opsm-delta` 1e-4.
@@ -194,7 +193,9 @@ class Opsm(Decoupled):
     @property
     def reads(self) -> str:
         """Which ratio phi looks at."""
-        return "train/old" if self.drift == "train/old" else f"train/old * {self.drift}"
+        if self.objective == "none" or self.drift == "train/old":
+            return self.drift
+        return f"train/old * {self.drift}"
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update, or nothing."""

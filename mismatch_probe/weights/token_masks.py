@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mismatch_probe.weights.decoupled import (
-    DECOUPLED_READS,
     NORMALISE,
     Decoupled,
     Normalise,
@@ -69,14 +68,14 @@ class IcePop(Decoupled):
     @property
     def reads(self) -> str:
         """Which ratio phi looks at."""
-        return "train/rollout" if self.variant == "skyrl_rollout_is" else DECOUPLED_READS
+        return "train/rollout" if self.variant == "skyrl_rollout_is" else self.factors_read()
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update, times the ratio or nothing."""
         if self.variant == "skyrl_rollout_is":
             ratio = bounded_exp(ratios.log_ratio("train/rollout"))
             return ratio * ((ratio > self.low) & (ratio < self.high))
-        mismatch = ratios.log_ratio("old/rollout")
+        mismatch = ratios.log_ratio(self.mismatch)
         if self.variant == "verl_token_k1":
             keep = within(-mismatch.clamp(-20.0, 20.0), self.low, self.high)
             return self.update(ratios) * keep
@@ -124,14 +123,14 @@ class M2PO(Decoupled):
     def reads(self) -> str:
         """Which ratio phi looks at."""
         weighed = "train/rollout" if self.variant == "paper" else "train/old"
-        return f"{weighed}, masked by old/rollout"
+        return f"{weighed}, masked by {self.mismatch}"
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The ratio of the tokens kept."""
         import torch
 
         inside = ratios.mask.nonzero().reshape(-1)
-        squares = ratios.log_ratio("old/rollout")[inside].square()
+        squares = ratios.log_ratio(self.mismatch)[inside].square()
         keep = torch.zeros_like(ratios.mask)
         if len(inside):
             ordered, order = squares.sort(descending=True, stable=True)
@@ -162,7 +161,6 @@ class KPop(Decoupled):
 
     name: ClassVar[str] = "kpop"
     label: ClassVar[str] = "KPop"
-    reads: ClassVar[str] = DECOUPLED_READS
 
     bound: float = field(default=2.0, metadata=NOT_NEGATIVE)
     variant: Literal["paper", "areal", "openrlhf"] = field(
@@ -178,12 +176,12 @@ class KPop(Decoupled):
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update inside the trust region."""
-        old = ratios.train if ratios.old is None else ratios.old
+        old = ratios.train if ratios.old is None or self.mismatch == "train/rollout" else ratios.old
         margin = {"paper": 0.0, "areal": 1e-8, "openrlhf": 1e-6}[self.variant]
         keep = binary_kl(ratios.rollout, old, margin=margin) <= self.bound
         if self.variant != "openrlhf":
             keep = keep & (binary_kl(old, ratios.rollout, margin=margin) <= self.bound)
         if self.variant == "paper":
             return self.update(ratios) * keep
-        mismatch = ratios.log_ratio("old/rollout").masked_fill(~keep, 0.0)
+        mismatch = ratios.log_ratio(self.mismatch).masked_fill(~keep, 0.0)
         return self.update(ratios) * bounded_exp(mismatch) * keep

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mismatch_probe.weights.clipped import STALE_READS, StaleReads, clip_passes
 from mismatch_probe.weights.decoupled import (
-    DECOUPLED_READS,
     NORMALISE,
     Decoupled,
     Normalise,
@@ -46,7 +45,6 @@ class TokenTIS(Decoupled):
 
     name: ClassVar[str] = "token_tis"
     label: ClassVar[str] = "token TIS"
-    reads: ClassVar[str] = DECOUPLED_READS
 
     cap: float | None = field(default=2.0, metadata=OPTIONAL_BOUND)
     floor: float = field(default=0.0, metadata=NOT_NEGATIVE)
@@ -58,7 +56,7 @@ class TokenTIS(Decoupled):
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update times the truncated mismatch."""
-        mismatch = ratios.log_ratio("old/rollout")
+        mismatch = ratios.log_ratio(self.mismatch)
         weight = bounded_exp(mismatch.clamp(log_bound(self.floor), log_bound(self.cap)))
         if self.normalise == "mean":
             weight = over_mean(weight, ratios.mask)
@@ -86,7 +84,6 @@ class SequenceTIS(Decoupled):
     name: ClassVar[str] = "seq_tis"
     label: ClassVar[str] = "sequence TIS"
     level: ClassVar[Level] = "sequence"
-    reads: ClassVar[str] = DECOUPLED_READS
 
     cap: float | None = field(default=2.0, metadata=OPTIONAL_BOUND)
     scope: Literal["sequence", "mean", "truncated_geometric", "truncated_arithmetic"] = field(
@@ -104,7 +101,7 @@ class SequenceTIS(Decoupled):
 
     def phi(self, ratios: Ratios) -> torch.Tensor:
         """The clipped update times the truncated sequence weight."""
-        mismatch, bound = ratios.log_ratio("old/rollout"), log_bound(self.cap)
+        mismatch, bound = ratios.log_ratio(self.mismatch), log_bound(self.cap)
         if self.scope == "truncated_arithmetic":
             # A loss that differentiates through the mean of a response hands every token the mean of the weights.
             weight = ratios.sequence_mean(bounded_exp(mismatch.clamp(max=bound)))

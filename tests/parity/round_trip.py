@@ -85,7 +85,10 @@ def through_verl(text: str, tokens: Tokens) -> Done:
     from verl import DataProto
     from verl.trainer.config import RolloutCorrectionConfig
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
-    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+    from verl.trainer.ppo.rollout_corr_helper import (
+        apply_bypass_mode,
+        compute_rollout_correction_and_add_to_batch,
+    )
     from verl.utils.config import omega_conf_to_dataclass
 
     megatron = verl_side.MEGATRON if "megatron" in text else ()
@@ -99,11 +102,19 @@ def through_verl(text: str, tokens: Tokens) -> Done:
             "response_mask": tokens.counts,
         }
     )
-    batch, logged = compute_rollout_correction_and_add_to_batch(batch, config)
+    logged: dict[str, float] = {}
+    if config.bypass_mode:
+        # As its trainer does, before the actor is built.
+        apply_bypass_mode(
+            batch, merged.algorithm.rollout_correction, merged.actor_rollout_ref.actor.policy_loss
+        )
+        actor = omega_conf_to_dataclass(merged.actor_rollout_ref.actor)
+    else:
+        batch, logged = compute_rollout_correction_and_add_to_batch(batch, config)
     mask = batch.batch["response_mask"]
     weights = batch.batch.get("rollout_is_weights", None)
-    loss, _ = get_policy_loss_fn(actor.policy_loss.loss_mode)(
-        old_log_prob=tokens.old,
+    loss, said = get_policy_loss_fn(actor.policy_loss.loss_mode)(
+        old_log_prob=batch.batch["old_log_probs"],
         log_prob=tokens.train,
         advantages=tokens.per_token,
         response_mask=mask,
@@ -114,6 +125,11 @@ def through_verl(text: str, tokens: Tokens) -> Done:
     # These two aggregate by response whatever loss_agg_mode says.
     by_response = actor.policy_loss.loss_mode in ("sapo", "geo_mean") or actor.loss_agg_mode.startswith("seq")
     normaliser = of_responses(mask) if by_response else float(mask.sum())
+    if config.bypass_mode:
+        # Its loss rejects by itself and divides by what is left.
+        normaliser = round(
+            float(mask.sum()) * (1.0 - said.get("rollout_corr/rollout_rs_masked_fraction", 0.0))
+        )
     return Done(coefficients(slope(loss, tokens), tokens, normaliser), weights, mask, logged)
 
 

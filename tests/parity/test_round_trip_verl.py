@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -11,7 +12,6 @@ from parity.batches import discrepancy
 from parity.conftest import DTYPES
 from parity.measured import Run, Summary
 from parity.round_trip import apart, config_of, exported, product, through_verl
-from parity.verl_side import preset_keys
 
 from mismatch_probe.errors import ConfigError
 from mismatch_probe.export import export_config
@@ -84,9 +84,20 @@ PRESETS = (
     *("decoupled_geo_rs", "decoupled_geo_rs_seq_tis", "decoupled_geo_rs_token_tis"),
     *("decoupled_k3_rs", "decoupled_k3_rs_seq_tis", "decoupled_k3_rs_token_tis", "disabled"),
 )
+BYPASS = (
+    *(
+        "bypass_ppo_clip",
+        "bypass_ppo_clip_geo_rs",
+        "bypass_ppo_clip_k3_rs",
+        "bypass_pg_is",
+        "bypass_pg_token_icepop",
+    ),
+    *("bypass_pg_geo_rs", "bypass_pg_geo_rs_seq_tis", "bypass_pg_geo_rs_token_tis"),
+)
 OPTIONS: tuple[dict[str, Value], ...] = (
     {"rollout_rs": "token_k1", "rollout_rs_threshold": "0.8_1.5"},
     {"rollout_rs": "seq_sum_k1", "rollout_rs_threshold": 3.0},
+    {"bypass_mode": True, "loss_type": "reinforce", "rollout_is": "token", "rollout_is_threshold": 1.2},
     {"rollout_rs": "token_k1,seq_mean_k3", "rollout_rs_threshold": "0.5_2.5,0.05"},
     {"rollout_is": "sequence", "rollout_is_threshold": "0.5_3.0"},
     {"rollout_is": "token", "rollout_is_threshold": 1.3, "rollout_is_batch_normalize": True},
@@ -95,10 +106,32 @@ OPTIONS: tuple[dict[str, Value], ...] = (
 )
 
 
-@pytest.mark.parametrize("keys", [*PRESETS, *OPTIONS], ids=str)
+def whole_preset(name: str) -> dict[str, Any]:
+    """All keys of a preset of verl's RolloutCorrectionConfig."""
+    from verl.trainer.config import RolloutCorrectionConfig
+
+    config = getattr(RolloutCorrectionConfig, name)()
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if not field.name.startswith("_")
+    }
+
+
+def test_every_preset_is_there() -> None:
+    from verl.trainer.config import RolloutCorrectionConfig
+
+    members = vars(RolloutCorrectionConfig).items()
+    presets = {
+        name for name, member in members if isinstance(member, classmethod) and not name.startswith("_")
+    }
+    assert presets == {*PRESETS, *BYPASS}
+
+
+@pytest.mark.parametrize("keys", [*PRESETS, *BYPASS, *OPTIONS], ids=str)
 def test_keys_that_no_export_writes(keys: str | dict[str, Value], planted: Run) -> None:
     """verl's own presets, and options besides them: read the same way, they come to what verl does."""
-    given: dict[str, Any] = {**preset_keys(keys)} if isinstance(keys, str) else keys
+    given = whole_preset(keys) if isinstance(keys, str) else keys
     text, entries = config_of({f"{CORRECTION}{name}": value for name, value in given.items()})
     tokens = planted.tokens()
     done = through_verl(text, tokens)
@@ -113,7 +146,6 @@ def test_keys_that_no_export_writes(keys: str | dict[str, Value], planted: Run) 
             *("token_k2", "token_k3", "seq_sum_k2", "seq_sum_k3", "seq_mean_k2", "seq_max_k2", "seq_max_k3"),
         )),
         *({f"{ACTOR}policy_loss.loss_mode": name} for name in ("clip_cov", "kl_cov", "dro")),
-        {f"{CORRECTION}bypass_mode": True},
         {f"{ACTOR}policy_loss.loss_mode": "geo_mean", f"{CORRECTION}rollout_is": "sequence"},
     ],
     ids=lambda keys: "-".join(map(str, keys.values())),

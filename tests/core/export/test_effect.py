@@ -45,7 +45,7 @@ def test_the_clip_and_a_cap_by_hand() -> None:
     assert effect.mean_weight.value == pytest.approx(phi.mean())
     assert effect.ess.value == pytest.approx(phi.sum() ** 2 / (8 * np.square(phi).sum()))
     assert effect.kept_fraction.n == 8
-    assert effect.reads == ("train/old", "train/old * old/rollout")
+    assert effect.reads == ("train/old", "old/rollout")
     assert not effect.assumed_old and not effect.assumed_signs
     assert "keeps 75 %" in effect.sentence() and "Assumed" not in effect.sentence()
 
@@ -187,3 +187,13 @@ def test_a_result_without_numbers_gives_the_frameworks_own(make_result: Make, to
             assert "cannot express" in str(error)
             continue
         assert config.applies
+
+
+def test_in_bypass_mode_the_weights_read_the_update_as_well() -> None:
+    factors = (
+        get_method("reinforce"),
+        get_method("token_tis", cap=3.0, objective="none", mismatch="train/rollout"),
+    )
+    effect = expected_effect(factors, responses(), resamples=0)
+    assert effect.mean_weight.value == pytest.approx(np.minimum(MISMATCH * UPDATE, 3.0).mean())
+    assert effect.reads == ("none", "train/rollout")
