@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mismatch_probe.export.measured import look_up, read
-from mismatch_probe.recommendation.fits import SEQUENCES_KEPT, TOKENS_KEPT
+from mismatch_probe.recommendation.fits import Fit
 from mismatch_probe.simulate.responses import Responses
 
 _READS = {
@@ -16,13 +16,16 @@ _READS = {
 }
 
 
-def assumptions(result: Mapping[str, Any], responses: Responses, reads: str | None) -> list[str]:
+def assumptions(
+    result: Mapping[str, Any], responses: Responses, reads: str | None, fit: Fit | None = None
+) -> list[str]:
     """What was assumed.
 
     Args:
         result: result.json.
         responses: The run's responses.
         reads: Which ratio the chosen correction weighs by, or None.
+        fit: How its hyperparameters were found; None for those of its authors.
     """
     said = []
     if reads is not None:
@@ -32,6 +35,11 @@ def assumptions(result: Mapping[str, Any], responses: Responses, reads: str | No
     said.append(f"measured on {result.get('weights_reads')}")
     if responses.old is None:
         said.append("no staleness: both sides had the same weights, and updates within a batch come on top")
+    else:
+        said.append(
+            "what to watch is of pi / mu, staleness included: where a framework logs pi_old / mu, "
+            "alarms are that much too far out"
+        )
     if responses.assumed:
         said.append(
             "no advantages other than 0 in this run: both signs were tried on every response, all of size 1"
@@ -56,8 +64,10 @@ def assumptions(result: Mapping[str, Any], responses: Responses, reads: str | No
         ]
         if shown:
             said.append(f"the sampling of this run: {', '.join(shown)}")
-    said.append(
-        f"thresholds leave {100 * TOKENS_KEPT:g} % of tokens or {100 * SEQUENCES_KEPT:g} % of tokens in responses alone: "
-        "they act on outliers and on staleness, not on this drift"
-    )
+    if fit is not None and fit.target.startswith("share"):
+        said.append(
+            f"{fit.target}: {100 * fit.level:g} %, so that thresholds act on outliers and on staleness, not on this drift"
+        )
+    elif fit is not None:
+        said.append(f"{fit.target} {fit.level:g}")
     return said

@@ -73,8 +73,10 @@ def replay_switch(result: Mapping[str, Any]) -> Switch:
     )
     # Where forcing a forward's own experts changes it, what replay is said to explain holds that too.
     untrue = any(item.get("code") == "MP404" for item in result.get("findings") or [])
+    estimate = estimate_at(result, "routing.replay.explained")
+    by_chance = estimate is not None and estimate.ci_low is not None and estimate.ci_low <= 0
     # Where no expert differs, replay has nothing to force, whatever the ratio of two noisy numbers says.
-    if explained.value >= share and not untrue and (flips is None or flips.value > 0):
+    if explained.value >= share and not untrue and not by_chance and (flips is None or flips.value > 0):
         because = (
             f"with the rollout's experts forced, token K3 falls by {100 * explained.value:.0f} %{flipping}"
         )
@@ -84,6 +86,8 @@ def replay_switch(result: Mapping[str, Any]) -> Switch:
     because = (
         f"with the rollout's experts forced, token K3 changes by {-100 * explained.value:+.0f} %{flipping}"
     )
+    if by_chance and explained.value > 0:
+        because += "; the interval holds 0, so that may be chance"
     if untrue:
         because += "; but forcing a forward's own experts changes it too (MP404), so that number is not of replay alone"
     return Switch(

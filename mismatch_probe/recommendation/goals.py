@@ -129,7 +129,10 @@ def choose(
     difference = None
     if runner_up is not None:
         difference = _difference(candidates, runner_up, chosen, criterion, resamples=resamples, seed=seed)
-    because = _because(candidates, criterion, chosen, level)
+    idle = criterion.smaller and not _worse(
+        candidates, BASELINE, chosen, criterion, resamples=resamples, seed=seed
+    )
+    because = _because(candidates, criterion, chosen, level, idle)
     if forced:
         reasons = "; ".join(candidates.by_key[chosen].against)
         because = f"nothing meets what every correction has to meet; token weights are bounded all the same ({reasons})"
@@ -199,7 +202,10 @@ def _ratio(sums: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dt
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom != 0)
 
 
-def _because(candidates: Candidates, criterion: Criterion, chosen: str, level: Sequence[str]) -> str:
+def _because(
+    candidates: Candidates, criterion: Criterion, chosen: str, level: Sequence[str], idle: bool
+) -> str:
+    """Why the chosen one, in words; `idle` where doing nothing is level with it."""
     found = _number(candidates, chosen, criterion)
     value = "" if found is None or found.value is None else f"{100 * found.value:.3g} %"
     names = {
@@ -210,7 +216,8 @@ def _because(candidates: Candidates, criterion: Criterion, chosen: str, level: S
     said = f"{value} {names[criterion.number]}"
     without = _number(candidates, BASELINE, criterion)
     if criterion.number == "influence" and without is not None and without.value is not None:
-        said += f" ({100 * without.value:.3g} % without a correction)"
+        same = ", which is level with it" if idle else ""
+        said += f" ({100 * without.value:.3g} % without a correction{same})"
     others = [candidates.by_key[key].label for key in level if key != chosen]
     if others:
         said += f"; level with it on this data: {', '.join(others)}"

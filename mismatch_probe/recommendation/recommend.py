@@ -201,7 +201,7 @@ def _corrected(
     method = get_method(candidate.method, **candidate.parameters)
     rest = {
         **section,
-        "assumptions": assumptions(result, responses, candidate.reads),
+        "assumptions": assumptions(result, responses, candidate.reads, candidate.fit),
         "monitor": watch(result, responses, method, kept=candidate.kept_fraction, seed=seed),
     }
     chosen = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mismatch_probe.recommendation import recommend
-from mismatch_probe.recommendation.engine_fixes import head_switch
+from mismatch_probe.recommendation.engine_fixes import head_switch, replay_switch
 from mismatch_probe.result import to_json
 from mismatch_probe.simulate.responses import Responses
 from mismatch_probe.simulate.tuning import tune_method
@@ -124,3 +124,29 @@ def test_what_comes_before_an_engine_fix_says_so() -> None:
     finding = {"code": "MP601", "detail": "it moves"}
     said = [recommended(responses(noise()), {"findings": found})["assumptions"] for found in ([finding], [])]
     assert [any("measure again" in line for line in lines) for lines in said] == [True, False]
+
+
+def test_replay_whose_share_may_be_chance_stays_off() -> None:
+    def switch(low: float | None) -> Any:
+        explained = {"value": 0.6, "ci_low": low, "ci_high": 0.9, "n": 99}
+        return replay_switch({"routing": {"replay": {"explained": explained}}})
+
+    assert [switch(low).on for low in (0.2, None, -0.3)] == [True, True, False]
+    assert "chance" in switch(-0.3).actions[0].because
+
+
+def test_a_drift_that_needs_no_correction_says_that_none_is_level() -> None:
+    because = [
+        recommended(responses(noise(size, 100)))["goals"]["stability"]["because"] for size in (0.001, 0.06)
+    ]
+    assert ["level with it)" in text for text in because] == [True, False]
+
+
+def test_thresholds_are_spoken_of_where_there_are_any() -> None:
+    own, fitted = (
+        recommended(responses(noise()), goal=goal)["assumptions"] for goal in ("stability", "signal")
+    )
+    assert not any("thresholds" in line for line in own)
+    assert any("share of tokens left alone: 99.9 %" in line for line in fitted)
+    few = responses(noise()).subset(np.arange(12))  # 1920 tokens
+    assert any("left alone: 99 %" in line for line in recommended(few, goal="signal")["assumptions"])
