@@ -88,7 +88,9 @@ def _merge_yaml(before: str, entries: Iterable[Entry]) -> Merged:
     except (YAMLError, ValueError, LookupError, TypeError, RecursionError, AssertionError) as error:
         # Besides its own errors the parser has those of what it trips over: an integer of thousands of digits, a line of
         # nothing but dashes, nesting without an end.
-        raise ConfigError(f"the config to merge into is no YAML: {' '.join(str(error).split())[:500]}") from error
+        raise ConfigError(
+            f"the config to merge into is no YAML: {' '.join(str(error).split())[:500]}"
+        ) from error
     if tree is None:
         # Nothing but comments: they stay on top, which the parser would not keep.
         tree, kept = CommentedMap(), before if before.endswith("\n") or not before else f"{before}\n"
