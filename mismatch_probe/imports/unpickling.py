@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
+import struct
 import types
 import zipfile
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from mismatch_probe.imports.allowed import allowed_name
 
 MAX_BYTES = 64 << 30
 """A dump file beyond this is refused."""
+_SCANNED_BYTES = 4 << 20
+"""Pickles up to here are looked through before they are read; a longer one costs its sender its own size."""
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -67,7 +71,22 @@ def read_pickle(path: Path) -> Any:
             hint="import it on a larger machine",
         )
     with path.open("rb") as file:
+        if size <= _SCANNED_BYTES:
+            _guarded(lambda: _refuse_wide_memo(file, size), str(path))
+            file.seek(0)
         return _guarded(lambda: RestrictedUnpickler(_Bounded(file, size)).load(), str(path))
+
+
+def _refuse_wide_memo(file: IO[bytes], size: int) -> None:
+    """Refuses a memo index above the number of bytes: the unpickler makes room for all below it, gigabytes for five bytes.
+
+    Raises:
+        UnpicklingError: There is one.
+        ValueError: The file is no pickle.
+    """
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(str(argument)) > size:
+            raise pickle.UnpicklingError(f"it has a memo of {argument} places in {size} bytes")
 
 
 def read_torch(path: Path) -> Any:
@@ -98,8 +117,16 @@ def _load_torch(source: Path | bytes, size: int, where: str) -> Any:
     _check_archive(opened(), size, where)
     try:
         return torch.load(opened(), weights_only=True, **options)
-    except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError):
-        pass  # not only weights: read below, name by name, which says what is wrong
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ValueError,
+        AssertionError,
+    ):
+        pass  # damaged, or not only weights: read below, name by name, which says what is wrong
     module = types.ModuleType("restricted_pickle")
     vars(module).update(Unpickler=RestrictedUnpickler, load=lambda file: RestrictedUnpickler(file).load())
     return _guarded(lambda: torch.load(opened(), weights_only=False, pickle_module=module, **options), where)
@@ -118,7 +145,7 @@ def _check_archive(source: Any, size: int, where: str) -> None:
     try:
         with zipfile.ZipFile(source) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, LookupError, struct.error) as error:
         raise ConfigError(
             f"{where} is no whole torch.save archive",
             hint="it is truncated, or was written by torch before 1.6",
@@ -143,7 +170,10 @@ def _guarded(read: Callable[[], Any], where: str) -> Any:
             f"{where} is refused or damaged: {error}",
             hint="nothing in it was run; only arrays, tensors and the framework's own containers are read",
         ) from error
-    except (EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (
+        *(EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+        *(OSError, struct.error, zipfile.BadZipFile),
+    ) as error:
         raise ConfigError(f"{where} is damaged: {type(error).__name__}: {error}") from error
     except (MemoryError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where} is refused: reading it takes more memory than there is") from error

@@ -108,7 +108,8 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         # read_table would import pyarrow's datasets, and with them pandas, which takes a second.
         with pq.ParquetFile(path) as part:
             return part.read().select(schema.names).cast(schema)
-    except (pa.ArrowException, OSError, KeyError) as error:
+    # A name that is no UTF-8 comes out as a ValueError, a type that Arrow does not have as a NotImplementedError.
+    except (pa.ArrowException, OSError, KeyError, ValueError, NotImplementedError) as error:
         raise RunDirectoryError(
             f"{path} is damaged or of another version: {error}", hint="record or score it again"
         ) from error
@@ -183,7 +184,7 @@ def read_routing_part(path: Path) -> RoutingPart:
             tensors.get("gates"),
             tensors.get("margins"),
         )
-    except (SafetensorError, OSError, KeyError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunDirectoryError(f"{path} is damaged: {error}", hint="record or score it again") from error
 
 
