@@ -18,8 +18,8 @@ DEFAULT_GOAL: Goal = "stability"
 
 # A difference below one point in a hundred is none, however sure it is.
 MARGIN = 0.01
-# Where too few prompts give no interval, one that is this much behind is not level all the same.
-MARGIN_UNSURE = 0.1
+# One that is this much behind is not level, however little the data know: preference is for what is close.
+FAR_BEHIND = 0.1
 # Share of tokens with a ratio beyond 2 either way, above which truncation alone lets a tail rule.
 HEAVY_TAIL = 1e-3
 # Which of those that the data cannot tell apart: what sees whole responses first, then what acts on tokens, then what
@@ -93,8 +93,9 @@ def choose(
 ) -> Choice:
     """The candidate for a goal.
 
-    Those that are unfit are left out. The rest is compared by the goal's number; what the data cannot tell from the best,
-    or what lies within `MARGIN` of it, is level with it, and the order of preference decides among these.
+    Those that are unfit are left out. The rest is compared by the goal's number; what the data cannot tell from the best
+    and is not `FAR_BEHIND`, or what lies within `MARGIN` of it, is level with it, and the order of preference decides
+    among these.
 
     Args:
         result: result.json, for the tail of single tokens.
@@ -170,8 +171,11 @@ def _worse(
     if found.value is None:
         return False
     gap = found.value if criterion.smaller else -found.value
+    if gap > FAR_BEHIND:
+        return True
     if found.ci_low is None or found.ci_high is None:
-        return gap > MARGIN_UNSURE
+        # Too few prompts for an interval: nothing is known to be worse.
+        return False
     near = found.ci_low if criterion.smaller else -found.ci_high
     return gap > MARGIN and near > 0
 

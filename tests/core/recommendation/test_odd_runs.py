@@ -150,3 +150,19 @@ def test_thresholds_are_spoken_of_where_there_are_any() -> None:
     assert any("share of tokens left alone: 99.9 %" in line for line in fitted)
     few = responses(noise()).subset(np.arange(12))  # 1920 tokens
     assert any("left alone: 99 %" in line for line in recommended(few, goal="signal")["assumptions"])
+
+
+def test_what_is_far_behind_is_not_level_however_wide_the_interval() -> None:
+    lengths = np.r_[LENGTH * SEQUENCES - (SEQUENCES - 1), np.ones(SEQUENCES - 1)].astype(np.int64)
+    rollout = np.full(lengths.sum(), -0.5)
+    given = Responses.of(
+        rollout + noise(),
+        rollout,
+        np.r_[0, np.cumsum(lengths)],
+        np.arange(SEQUENCES) // 4,
+        np.tile([1.0, -1.0], SEQUENCES // 2),
+    )
+    got = recommended(given)
+    signal = {key: got["candidates"][key]["signal"]["value"] for key in ("vespo", "token_tis")}
+    assert signal["vespo"] < 0.5 and signal["token_tis"] > 0.99
+    assert got["goals"]["signal"]["chosen"] == "token_tis"
