@@ -165,7 +165,10 @@ def _alarm(
     from scipy.special import stdtrit
 
     if draws is None:
-        return None, f"{prompts} prompts: the spread of a batch needs {MIN_PROMPTS}"
+        return (
+            None,
+            f"{prompts} prompt{'s' if prompts != 1 else ''}: the spread of a batch needs {MIN_PROMPTS}",
+        )
     with np.errstate(invalid="ignore"):
         error = float(np.std(value_of(draws)))
     if not np.isfinite(here) or not np.isfinite(error):
@@ -185,9 +188,9 @@ def _alarm(
             else (None, "too few prompts drop a token to say how their share varies")
         )
     alarm = here * float(np.exp(sign * min(reach / here, 700.0)))
-    if reach / here > np.log(_FARTHEST) or (name == "beyond_2" and alarm >= 1.0):
+    if reach / here > np.log(_FARTHEST):
         return None, "a few prompts carry this number: how it varies cannot be told"
-    return alarm, None
+    return (None, "an alarm would lie beyond 1") if name == "beyond_2" and alarm >= 1.0 else (alarm, None)
 
 
 def _table(
