@@ -84,7 +84,7 @@ def record(
         MismatchProbeError: What the engine raised.
     """
     tasks = _missing_tasks(run, plan, plan.rollout_legs(), shard)
-    if tasks:
+    if tasks or _is_unnamed(run, "rollout"):
         config = plan.config
         job = RolloutJob(
             run=run.path.resolve(),
@@ -112,7 +112,9 @@ def record(
         )
         log = run.log_path(shard.log_name("rollout"))
         follow = _follow(plan, tasks, shard, watcher, config.rollout.engine)
-        run_rollout_worker(run, lambda on_event: execute(job, log, on_event), follow)
+        # With nothing to share out there is nothing for a crew to do.
+        take = execute if tasks else run_worker
+        run_rollout_worker(run, lambda on_event: take(job, log, on_event), follow)
     if missing := missing_parts(run, plan.rollout_legs(), plan.num_parts):
         watcher.message(f"shard {shard} is done; {name_parts(missing)} of other shards not there yet")
         return
@@ -190,7 +192,7 @@ def score(
     ):
         replay = _replay_plan(plan) if "train/forward" in legs else None
         tasks = _missing_tasks(run, plan, legs, shard, study=replay is not None)
-        if not tasks:
+        if not legs or not (tasks or _is_unnamed(run, name)):
             continue
         if not plan.routing and any(task.leg == "train/replay" for task in tasks):
             raise ConfigError(
@@ -215,7 +217,8 @@ def score(
             replay=replay,
         )
         follow = _follow(plan, tasks, shard, watcher, f"{plan.config.train.scorer} {dtype}")
-        _note(run, name, execute(job, run.log_path(shard.log_name(name)), follow))
+        take = execute if tasks else run_worker
+        _note(run, name, take(job, run.log_path(shard.log_name(name)), follow))
     if missing := missing_parts(run, plan.train_legs(), plan.num_parts):
         watcher.message(f"shard {shard} is done; {name_parts(missing)} of other shards not there yet")
         return
@@ -300,6 +303,14 @@ def _follow(
                     watcher.stage_finished(event["leg"])
 
     return on_event
+
+
+def _is_unnamed(run: RunDirectory, name: str) -> bool:
+    """Whether nothing is known of an engine: it was killed after its last part and before it could say what it is.
+
+    It is then started once more, with nothing to do but to say so.
+    """
+    return run.read_manifest()["engines"].get(name) is None
 
 
 def _note(run: RunDirectory, name: str, facts: dict[str, Any]) -> None:

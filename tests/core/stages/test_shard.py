@@ -126,6 +126,22 @@ def recorded(tmp_path_factory, plan):
     return path
 
 
+def test_an_engine_that_was_killed_before_it_could_say_what_it_is_is_asked_again(plan, tmp_path):
+    """All parts are on disk, and nothing is known of what wrote them: a kill between the last part and the manifest."""
+    run = RunDirectory(tmp_path / "run")
+    begin_manifest(run, plan, "audit", resume=False)
+    record(run, plan, SilentWatcher())
+    score(run, plan, SilentWatcher())
+    whole, parts = run.read_manifest(), {file: file.read_bytes() for file in run.path.rglob("part-*")}
+    assert whole["engines"].keys() == {"rollout", "train"}
+    run.write_manifest({**whole, "engines": {}, "stages": {}})
+    record(run, plan, SilentWatcher())
+    score(run, plan, SilentWatcher())
+    again = run.read_manifest()
+    assert again["engines"] == whole["engines"] and again["stages"] == whole["stages"]
+    assert {file: file.read_bytes() for file in run.path.rglob("part-*")} == parts
+
+
 @given(count=st.integers(1, 9), parts=st.integers(0, 40))
 def test_every_part_is_of_exactly_one_shard(count, parts):
     shards = [Shard.parse(f"{index}/{count}") for index in range(1, count + 1)]
