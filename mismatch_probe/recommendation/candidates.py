@@ -140,7 +140,11 @@ def put_forward(
             effective_responses=prompt_sums.estimate(
                 ("mean", "squares", "one"), kish, n=n, missing=missing, highest=1.0
             ),
-            against=(*((item.against,) if item.against else ()), *_unfit(result, totals)),
+            against=(
+                *((item.against,) if item.against else ()),
+                *_off_centre(item.parameters),
+                *_unfit(result, totals),
+            ),
         )
     return Candidates(by_key, columns)
 
@@ -198,6 +202,16 @@ def _columns(ground: Ground, own: SequenceSums, far: FloatArray) -> dict[str, Fl
         name: np.bincount(ground.clusters, column, ground.prompts).astype(np.float64)
         for name, column in columns.items()
     }
+
+
+def _off_centre(parameters: Mapping[str, Any]) -> list[str]:
+    """A band fitted to what was measured keeps it wherever it lies; without 1 it keeps what no policy ratio averages to."""
+    low, high = parameters.get("low"), parameters.get("high")
+    if low is None or high is None or low <= 1.0 <= high:
+        return []
+    return [
+        f"the drift lies off 1 as a whole, and so does the band that holds it ({low:g} to {high:g}): mend the engines"
+    ]
 
 
 def _unfit(result: Mapping[str, Any], totals: Mapping[str, Any]) -> list[str]:

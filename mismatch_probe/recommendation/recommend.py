@@ -258,6 +258,8 @@ def _section(goal: str, summary: str, actions: list[Action]) -> dict[str, Any]:
 
 def _in_a_sentence(actions: list[Action]) -> str:
     steps = [action.action for action in actions[:3]]
+    # Behind three engine fixes there is still a correction to be made.
+    steps += [f"then {action.action}" for action in actions[3:] if action.kind == "correction"]
     return "; ".join(step[0].upper() + step[1:] if i == 0 else step for i, step in enumerate(steps)) + "."
 
 

@@ -227,6 +227,34 @@ def test_every_goal_has_a_choice_and_another_method_behind_it() -> None:
     assert not got["candidates"][got["goals"]["throughput"]["chosen"]]["second_forward"]
 
 
+def test_a_band_off_one_is_for_the_engines_to_mend() -> None:
+    """Masks are fitted to keep what was measured; where all of it is shifted that is no correction."""
+    result, responses = run(noise=0.02)
+    shifted = Responses.of(
+        np.minimum(responses.train - 1.0, -1e-6),
+        responses.rollout,
+        responses.offsets,
+        responses.clusters,
+        responses.advantages,
+    )
+    got = recommended(result, shifted)
+    assert any("mend the engines" in reason for reason in got["candidates"]["geo_rs"]["against"])
+    assert all(choice["chosen"] != "geo_rs" for choice in got["goals"].values())
+
+
+def test_the_summary_names_the_correction_behind_engine_fixes() -> None:
+    result, responses = run()
+    result["causes"] = {
+        "diagnosis": {
+            "causes": [
+                {"cause": name, "because": "x", "facts": []}
+                for name in ("stale-weights", "fp8-weights", "rope-base")
+            ]
+        }
+    }
+    assert "; then correct with VESPO" in recommended(result, responses)["summary"]
+
+
 def test_an_unknown_goal_is_refused() -> None:
     with pytest.raises(ConfigError, match="speed") as error:
         recommended(*run(), goal="speed")
