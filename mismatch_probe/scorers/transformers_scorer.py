@@ -55,9 +55,10 @@ class TransformersOptions(ReplayOptions):
         top_p: Truncation of this side's own distribution, renormalised over what it keeps and the sampled token; 1 reads
             the whole distribution.
         top_k: Likewise, applied before `top_p` as samplers do; -1 keeps all.
-        head: "plain" lets the model make all its logits; "tiles" makes a slice of the vocabulary at a time, in the same
-            arithmetic, so that memory does not grow with it; "auto" takes tiles where they have the same bits on a short
-            line tried when the model is loaded. What truncates a distribution is read plain.
+        head: "plain" lets the model make all its logits and takes their float32 log-softmax, to the bit what trainers do;
+            "tiles" makes a slice of the vocabulary at a time, so that memory does not grow with it, and differs by the
+            rounding of log sum exp; "auto" takes tiles where the logits have the same bits on a short line tried when the
+            model is loaded. What truncates a distribution is read plain.
         token_budget: Tokens of a forward, padding counted: as many sequences as fit, in the place of `batch_size`. One
             process also sorts them by length first; without a budget they stay in order.
     """
@@ -72,7 +73,7 @@ class TransformersOptions(ReplayOptions):
     autocast: bool = False
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(-1, ge=-1)
-    head: Literal["auto", "plain", "tiles"] = "auto"
+    head: Literal["auto", "plain", "tiles"] = "plain"
     token_budget: int | None = Field(None, ge=1)
 
 

@@ -66,8 +66,7 @@ def checkpoint(tmp_path_factory):
 
 def test_fsdp_is_one_process_to_the_bit_and_replays_its_own_routes(checkpoint):
     """Mixed precision: float32 master weights, gathered as bfloat16, with routers that stay float32."""
-    # Ranks hold a part of the head each and make all logits at once; one process reads it in tiles unless told not to.
-    single = score(make("transformers", checkpoint, "bfloat16", float32_router=True, head="plain"))
+    single = score(make("transformers", checkpoint, "bfloat16", float32_router=True))
     ranks = make("fsdp", checkpoint, "bfloat16", float32_router=True)
     try:
         counted = []

@@ -136,18 +136,18 @@ def test_a_head_in_parts_is_refused_when_asked_for_tiles(monkeypatch: Any) -> No
     from mismatch_probe.scorers.transformers_scorer import TransformersScorer
 
     monkeypatch.setattr(TransformersScorer, "whole_head", False)
-    assert load().facts().details["head"].startswith("plain: this process")
+    assert load(head="auto").facts().details["head"].startswith("plain: this process")
     with pytest.raises(ConfigError, match="tiles"):
         load(head="tiles")
 
 
 def test_an_autocast_forward_stays_plain() -> None:
-    assert load("bfloat16", autocast=True).facts().details["head"].startswith("plain")
+    assert load("bfloat16", autocast=True, head="auto").facts().details["head"].startswith("plain")
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100, 10_000])
 def test_a_budget_of_tokens_sorts_and_gives_the_order_back(budget: int) -> None:
-    scorer = load(token_budget=budget)
+    scorer = load(token_budget=budget, head="auto")
     sizes: list[int] = []
     original = type(scorer.scoring).score_batch
 
