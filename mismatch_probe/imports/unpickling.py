@@ -24,8 +24,8 @@ from mismatch_probe.imports.allowed import allowed_name
 MAX_BYTES = 64 << 30
 """A dump file beyond this is refused."""
 _SCANNED_BYTES = 4 << 20
-"""Pickles up to here are looked through before they are read. Longer ones, and those inside torch files, are not: one made to
-do harm can make the reader take gigabytes of memory (docs/reliability.md)."""
+"""Pickles up to here are looked through before they are read. Longer ones and those inside torch files are not, and one that
+is made to do harm can make the reader take gigabytes of memory (docs/reliability.md)."""
 
 
 class RestrictedUnpickler(pickle.Unpickler):
