@@ -198,8 +198,8 @@ def _for_goal(result: Mapping[str, Any], goal: str | None) -> Mapping[str, Any]:
         if choices:
             raise ConfigError(f"unknown goal {goal!r}", hint=f"known: {', '.join(choices)}")
         raise ConfigError(
-            f"this run has no choice for the goal {goal!r}: it agrees in every bit, or failed validity",
-            hint="leave the goal out",
+            f"this run has no choice for the goal {goal!r}: it agrees in every bit, failed validity, or is an older result",
+            hint="leave the goal out, or work the choice out: mismatch-probe recommend RUN",
         )
     choice = choices[goal]
     candidate = (recommended.get("candidates") or {}).get(choice.get("chosen")) or {}
