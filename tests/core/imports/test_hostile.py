@@ -1,9 +1,11 @@
 """Hostile and broken dumps: nothing in them runs, nothing outside is touched, and the error says what is wrong."""
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -354,3 +356,52 @@ def test_wrong_shapes(copies: Path) -> None:
     path.write_bytes(pickle.dumps({"batch_dict": held, "metadata": {}}))
     with pytest.raises(ConfigError, match="sequences"):
         read("skyrl", path)
+
+
+WIDE_MEMO = b"\x80\x02]r\x00\xe1\xf5\x05."
+"""A list, noted under the memo index 1e8: Python's unpickler in C makes room for 1.6 GB."""
+
+
+def _padded(pickled: bytes) -> bytes:
+    """The same content, 5 MB longer: a string that is dropped again."""
+    return pickled[:2] + b"X" + (5_000_000).to_bytes(4, "little") + b"a" * 5_000_000 + b"0" + pickled[2:]
+
+
+@pytest.mark.parametrize("form", ["pickle", "long pickle", "torch"])
+def test_a_memo_index_takes_no_memory(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "wide"
+    if form == "torch":
+        torch.save([Payload(tmp_path / "ran")], path)  # a name that sends torch's own reader away
+        replace_in_zip(path, data_pkl=WIDE_MEMO[:2] + b"cnumpy\ndtype\n0" + WIDE_MEMO[2:])
+    else:
+        path.write_bytes(WIDE_MEMO if form == "pickle" else _padded(WIDE_MEMO))
+    read_it = read_torch if form == "torch" else read_pickle
+    with _address_space(1 << 29):
+        assert read_it(path) == []
+
+
+@contextlib.contextmanager
+def _address_space(more: int) -> Iterator[None]:
+    """Lets this process map so many bytes more than it has now."""
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+def test_a_length_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(b"\x80\x05\x96" + (1 << 36).to_bytes(8, "little") + b"abc.")
+    with _address_space(1 << 29), pytest.raises(ConfigError, match=r"damaged|truncated"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize("name", [b"cnumpy\ndtype\n", b"ccollections\nOrderedDict\n"])
+def test_a_state_for_a_class_or_a_function_is_refused(name: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"\x80\x02" + name + b"}X\x01\x00\x00\x00aK\x01sb.")
+    with pytest.raises(ConfigError, match="changes a function or a class"):
+        read_pickle(path)
