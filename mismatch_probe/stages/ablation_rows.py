@@ -71,7 +71,9 @@ class Subject:
         import pyarrow.compute as pc
 
         parts = range(int(self.manifest["num_parts"]))
-        tables = [read_table(self.run.rollout_part(part), rollout_schema()) for part in parts]
+        tables = [
+            read_table(self.run.checked(self.run.rollout_part(part)), rollout_schema()) for part in parts
+        ]
         table = pa.concat_tables(tables)
         names = list(dict.fromkeys(table["prompt_id"].to_pylist()))[: self.num_prompts]
         return table.filter(pc.is_in(table["prompt_id"], value_set=pa.array(names))).combine_chunks()
@@ -142,7 +144,7 @@ class Row:
     def prepare(self) -> None:
         """Puts the sequences where a worker reads them."""
         if not self.run.rollout_part(0).is_file():
-            write_table(self.run.rollout_part(0), self.subject.table)
+            write_table(self.run.rollout_part(0), self.subject.table, self.run.note_part)
 
     def take(
         self,

@@ -181,8 +181,9 @@ def _version(run: _Run) -> float | None:
     import pyarrow as pa
 
     try:
+        held = RunDirectory(run.path)
         table = read_table(
-            RunDirectory(run.path).rollout_part(0), pa.schema([pa.field("weight_version", pa.string())])
+            held.checked(held.rollout_part(0)), pa.schema([pa.field("weight_version", pa.string())])
         )
     except MismatchProbeError:
         return None

@@ -113,10 +113,12 @@ def _keep_routed_layers(run: RunDirectory, plan: RunPlan) -> None:
     """Leaves out the layers without experts, where the rollout engine listed all layers of the model."""
     for index in range(plan.num_parts):
         path = run.routing_part("rollout/decode", index)
-        part = read_routing_part(path)
+        part = read_routing_part(run.checked(path))
         if part.experts.shape[1] == plan.facts.num_layers != plan.facts.num_moe_layers:
             experts = part.experts[:, list(plan.facts.moe_layers)]
-            write_routing(path, np.split(experts, part.offsets[1:-1]), part.sequence_id.tolist())
+            write_routing(
+                path, np.split(experts, part.offsets[1:-1]), part.sequence_id.tolist(), note=run.note_part
+            )
 
 
 def begin_imported(run: RunDirectory, plan: RunPlan) -> None:

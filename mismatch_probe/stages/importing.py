@@ -86,6 +86,7 @@ def import_dump(
         "routes": parts.routes,
     }
     run.write_manifest(_manifest(run, name, path, config, command, parts, section))
+    run.take_checksums()
     return section
 
 
@@ -169,6 +170,7 @@ class _Parts:
                 self._run.routing_part("rollout/decode", self.num_parts),
                 [_routes(row, shape) for _, row in self._rows],
                 ids,
+                note=self._run.note_part,
             )
         if self.two_sided:
             write_scores(
@@ -178,8 +180,9 @@ class _Parts:
             json.dumps({"sequence_id": i, **_plain(s.extras, s.where)})
             for i, (s, _) in zip(ids, self._rows, strict=True)
         )
-        write_text(self._run.extras_part(self.num_parts), "\n".join(lines) + "\n")
-        write_table(self._run.rollout_part(self.num_parts), pa.table(columns, schema=rollout_schema()))
+        write_text(self._run.extras_part(self.num_parts), "\n".join(lines) + "\n", self._run.note_part)
+        table = pa.table(columns, schema=rollout_schema())
+        write_table(self._run.rollout_part(self.num_parts), table, self._run.note_part)
         self.num_parts += 1
         self.num_rows += len(ids)
         self._rows = []

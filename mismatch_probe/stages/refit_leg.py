@@ -78,7 +78,7 @@ def take_refit_leg(
         "fresh": fresh,
         "logprobs": reloaded,
     }
-    write_table(run.score_part(REFIT_LEG, 0), pa.table(columns, schema=refit_schema()))
+    write_table(run.score_part(REFIT_LEG, 0), pa.table(columns, schema=refit_schema()), run.note_part)
     outcome = {
         "unavailable": None,
         "path": "decode" if forced_decode else "prefill",

@@ -99,7 +99,7 @@ def run_replay_part(
         "sequence_id": [row[1] for row in rows],
         "logprobs": [row[2] for row in rows],
     }
-    write_table(run.replay_part(part), pa.table(columns, schema=replay_schema()))
+    write_table(run.replay_part(part), pa.table(columns, schema=replay_schema()), run.note_part)
 
 
 def _cases(

@@ -124,10 +124,11 @@ def _sample_part(
             present,
             columns["sequence_id"],
             gates=gates if len(gates) == len(present) else None,
+            note=run.note_part,
         )
     if job.spec.get("keep_sets"):
-        write_keep_sets(run.keep_set_part(part), _kept(sampled), columns["sequence_id"])
-    write_table(run.rollout_part(part), pa.table(columns, schema=rollout_schema()))
+        write_keep_sets(run.keep_set_part(part), _kept(sampled), columns["sequence_id"], run.note_part)
+    write_table(run.rollout_part(part), pa.table(columns, schema=rollout_schema()), run.note_part)
 
 
 def _kept(sampled: Sequence[SampledSequence]) -> list[KeepSet]:
@@ -171,7 +172,7 @@ def _rewards(
 
 def read_sequences(run: RunDirectory, part: int) -> list[FixedSequence]:
     """The sampled sequences of one part."""
-    table = read_table(run.rollout_part(part), rollout_schema())
+    table = read_table(run.checked(run.rollout_part(part)), rollout_schema())
     columns = [table[name].to_pylist() for name in ("sequence_id", "prompt_token_ids", "response_token_ids")]
     return [FixedSequence(*row) for row in zip(*columns, strict=True)]
 
@@ -192,4 +193,4 @@ def write_scores(
         "logprobs": logprobs,
         "entropy": entropy if entropy is not None else [None] * len(sequence_ids),
     }
-    write_table(run.score_part(leg, part), pa.table(columns, schema=score_schema()))
+    write_table(run.score_part(leg, part), pa.table(columns, schema=score_schema()), run.note_part)

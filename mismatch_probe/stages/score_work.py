@@ -84,7 +84,7 @@ def _study(run: RunDirectory, job: ScoreJob, task: Task, scorer: Scorer, events:
         )
     for part in task.parts:
         requests = _requests(run, part, replay=False, keep_sets=job.keep_sets)
-        routes = read_routing_part(run.routing_part("rollout/decode", part))
+        routes = read_routing_part(run.checked(run.routing_part("rollout/decode", part)))
         run_replay_part(run, part, scorer, requests, routes, job.replay, temperature=job.temperature)
         # Progress counts the run's sequences: the study covers a part with a few of them.
         events.progress(task.leg, len(requests), sum(len(r.response_token_ids) for r in requests))
@@ -96,13 +96,14 @@ def _write_routes(run: RunDirectory, leg: str, part: int, scored: Sequence[Score
     routed = [sequence for sequence in scored if sequence.routing is not None]
     gates = [sequence.gates for sequence in routed if sequence.gates is not None]
     margins = [sequence.margins for sequence in routed if sequence.margins is not None]
-    wanted = read_routing_part(run.routing_part("rollout/decode", part)).gates is not None
+    wanted = read_routing_part(run.checked(run.routing_part("rollout/decode", part))).gates is not None
     write_routing(
         run.routing_part(leg, part),
         [sequence.routing for sequence in routed if sequence.routing is not None],
         [sequence.sequence_id for sequence in routed],
         gates=gates if wanted and len(gates) == len(routed) else None,
         margins=margins if len(margins) == len(routed) else None,
+        note=run.note_part,
     )
 
 
@@ -111,13 +112,13 @@ def _requests(run: RunDirectory, part: int, *, replay: bool, keep_sets: bool) ->
     requests = [ScoreRequest(s.sequence_id, s.prompt_token_ids, s.response_token_ids) for s in sequences]
     if keep_sets:
         kept = read_keep_sets(
-            run.keep_set_part(part),
+            run.checked(run.keep_set_part(part)),
             [s.sequence_id for s in sequences],
             [s.response_token_ids for s in sequences],
         )
         requests = [replace(request, keep_set=own) for request, own in zip(requests, kept, strict=True)]
     if replay:
-        experts, offsets, _ = read_routing(run.routing_part("rollout/decode", part))
+        experts, offsets, _ = read_routing(run.checked(run.routing_part("rollout/decode", part)))
         requests = [
             replace(request, routing=experts[offsets[i] : offsets[i + 1]])
             for i, request in enumerate(requests)

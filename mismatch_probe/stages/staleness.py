@@ -72,6 +72,7 @@ def measure_staleness(
         for checkpoint in later:
             facts = score_checkpoint(run, trace, reading, checkpoint, watcher)
             notes += differing_reading(manifest, reading, facts)
+    run.take_checksums()
     entries = [
         {
             "steps": checkpoint.steps,

@@ -66,7 +66,7 @@ def _column(
     from mismatch_probe.errors import RunDirectoryError
 
     schema = pa.schema([rollout_schema().field(name)])
-    tables = [read_table(run.rollout_part(index), schema) for index in range(num_parts)]
+    tables = [read_table(run.checked(run.rollout_part(index)), schema) for index in range(num_parts)]
     column = pa.concat_tables(tables).combine_chunks()[name].combine_chunks()
     if column.null_count:
         return None

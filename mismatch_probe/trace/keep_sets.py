@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import RunDirectoryError
-from mismatch_probe.trace.parts import write_atomically
+from mismatch_probe.trace.parts import Note, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,16 @@ class KeepSet:
         return None
 
 
-def write_keep_sets(path: Path, keep_sets: Sequence[KeepSet], sequence_ids: Sequence[int]) -> None:
+def write_keep_sets(
+    path: Path, keep_sets: Sequence[KeepSet], sequence_ids: Sequence[int], note: Note | None = None
+) -> None:
     """Writes the keep-sets of one part atomically.
 
     Args:
         path: The safetensors file.
         keep_sets: One per sequence.
         sequence_ids: One per sequence.
+        note: As of `write_atomically`.
     """
     from safetensors.numpy import save_file
 
@@ -70,7 +73,7 @@ def write_keep_sets(path: Path, keep_sets: Sequence[KeepSet], sequence_ids: Sequ
         "tokens": np.array([kept.num_tokens for kept in keep_sets], dtype=np.int64),
         "sequence_id": np.asarray(sequence_ids, dtype=np.int64),
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary), note)
 
 
 def read_keep_sets(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TEMPORARY_SUFFIX = ".partial"
+Note = Callable[[Path, str], None]
+"""Takes a file's name to be and the SHA-256 of its bytes, before the file has that name."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], note: Note | None = None) -> None:
     """Writes `path` through a temporary name: written, synced to disk, renamed, the folder synced.
 
     Args:
         path: Where the file is to be.
         write: Writes the whole content to the path it is given.
+        note: Called with the content's checksum before the file gets its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of two nodes may have one number.
@@ -35,6 +39,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+            if note is not None:
+                note(path, hashlib.file_digest(file, "sha256").hexdigest())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -52,13 +58,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+def write_text(path: Path, text: str, note: Note | None = None) -> None:
+    """Writes UTF-8 text atomically; `note` as of `write_atomically`."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
-    write_atomically(path, write)
+    write_atomically(path, write, note)
 
 
 def read_json(path: Path) -> Any:
@@ -88,11 +94,11 @@ def part_name(index: int, suffix: str) -> str:
     return f"part-{index:05d}.{suffix}"
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a parquet part atomically."""
+def write_table(path: Path, table: pa.Table, note: Note | None = None) -> None:
+    """Writes a parquet part atomically; `note` as of `write_atomically`."""
     import pyarrow.parquet as pq
 
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"), note)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -142,6 +148,7 @@ def write_routing(
     *,
     gates: Sequence[npt.NDArray[np.floating]] | None = None,
     margins: Sequence[npt.NDArray[np.floating]] | None = None,
+    note: Note | None = None,
 ) -> None:
     """Writes the routes of one part atomically.
 
@@ -151,6 +158,7 @@ def write_routing(
         sequence_ids: One per sequence.
         gates: Per sequence, float [fed tokens, MoE layers, top_k], kept as float16; or None.
         margins: Per sequence, float [fed tokens, MoE layers], kept as float16; or None.
+        note: As of `write_atomically`.
     """
     from safetensors.numpy import save_file
 
@@ -163,7 +171,7 @@ def write_routing(
     for name, arrays in (("gates", gates), ("margins", margins)):
         if arrays is not None:
             tensors[name] = np.concatenate(arrays).astype(np.float16)
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary), note)
 
 
 def read_routing_part(path: Path) -> RoutingPart:

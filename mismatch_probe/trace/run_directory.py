@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mismatch_probe.errors import RunDirectoryError
+from mismatch_probe.trace.checksums import JOURNAL, PartChecksums
 from mismatch_probe.trace.parts import part_name, read_json, remove_partial_files, write_json
 from mismatch_probe.trace.schema import MATRIX, ROLLOUT_FOLDER, ROUTING_FOLDER, SCHEMA_VERSION, SCORES_FOLDER
 
@@ -20,7 +21,7 @@ _MANIFEST_LOCK = ".manifest.lock"
 _KEEP_SETS = "keep_sets"
 _OURS = (
     ROLLOUT_FOLDER, SCORES_FOLDER, ROUTING_FOLDER, _KEEP_SETS, "imported", "figures", "export", "logs", "ablation", "tuning",
-    _MANIFEST, "result.json", "report.html", "ablation.json", "staleness.json", "drift.json",
+    _MANIFEST, JOURNAL, "result.json", "report.html", "ablation.json", "staleness.json", "drift.json",
     "location", "location.json", "cells", "matrix.json", "matrix.html", "matrix.png",
 )  # fmt: skip
 
@@ -34,6 +35,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._checksums = PartChecksums(path, self.manifest_path, self.manifest_lock)
 
     @classmethod
     def open_existing(cls, path: Path) -> RunDirectory:
@@ -121,6 +123,21 @@ class RunDirectory:
         """Columns of an imported dump that have no place in part `index` of what was sampled."""
         return self.path / "imported" / part_name(index, "jsonl")
 
+    def note_part(self, path: Path, digest: str) -> None:
+        """Notes the SHA-256 of a part that is about to get its name; what writes parts calls it."""
+        self._checksums.note(path, digest)
+
+    def checked(self, path: Path) -> Path:
+        """The path of a part, after its bytes were found to be those that were written.
+
+        A part that is not there, or of which no checksum was noted, is left to the reader.
+
+        Raises:
+            RunDirectoryError: The part was changed.
+        """
+        self._checksums.verify(path)
+        return path
+
     def log_path(self, name: str) -> Path:
         """Where a worker process of this run writes what its engine prints."""
         return self.path / "logs" / f"{name}.log"
@@ -147,6 +164,7 @@ class RunDirectory:
     @contextmanager
     def manifest_lock(self) -> Iterator[None]:
         """Keeps the other shards from the manifest for a moment; they wait."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _MANIFEST_LOCK).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -161,7 +179,18 @@ class RunDirectory:
         with self.manifest_lock():
             manifest = self.read_manifest()
             yield manifest
+            self._checksums.take_over(manifest)
             self.write_manifest(manifest)
+            self._checksums.forget_journal()
+
+    def take_checksums(self) -> None:
+        """Takes the checksums of what was written since into the manifest.
+
+        Raises:
+            RunDirectoryError: As `read_manifest`.
+        """
+        with self.edit_manifest():
+            pass
 
     def resume_base(self) -> dict[str, Any]:
         """The configuration that the run began with: only what was set, so that defaults stay defaults.

@@ -92,7 +92,9 @@ class Trace:
     def _table(self) -> Any:
         import pyarrow as pa
 
-        tables = [read_table(self._run.rollout_part(i), rollout_schema()) for i in self._parts]
+        tables = [
+            read_table(self._run.checked(self._run.rollout_part(i)), rollout_schema()) for i in self._parts
+        ]
         return pa.concat_tables(tables).combine_chunks()
 
     @cached_property
@@ -206,7 +208,9 @@ class Trace:
         Raises:
             InconclusiveError: It holds other sequences or other lengths than were sampled.
         """
-        table = read_table(self._run.score_part("rollout/refit", 0), refit_schema()).combine_chunks()
+        table = read_table(
+            self._run.checked(self._run.score_part("rollout/refit", 0)), refit_schema()
+        ).combine_chunks()
         fresh, offsets = _flatten(table["fresh"])
         reloaded, after = _flatten(table["logprobs"])
         ids = table["sequence_id"].to_numpy()
@@ -238,7 +242,8 @@ class Trace:
         return self._keep(values) if values.size == self.recorded.offsets[-1] else None
 
     def _score_tables(self, leg: str) -> list[Any]:
-        tables = [read_table(self._run.score_part(leg, index), score_schema()) for index in self._parts]
+        paths = [self._run.checked(self._run.score_part(leg, index)) for index in self._parts]
+        tables = [read_table(path, score_schema()) for path in paths]
         return [table.combine_chunks() for table in tables]
 
     def routes(self, leg: str) -> tuple[npt.NDArray[np.int16], IntArray]:
@@ -247,7 +252,7 @@ class Trace:
         Raises:
             InconclusiveError: Routes of some sequence or token are missing.
         """
-        parts = [read_routing(self._run.routing_part(leg, index)) for index in self._parts]
+        parts = [read_routing(self._run.checked(self._run.routing_part(leg, index))) for index in self._parts]
         ids = np.concatenate([part[2] for part in parts])
         lengths = np.concatenate([np.diff(part[1]) for part in parts])
         expected = np.diff(self.recorded.prompt_offsets) + self.recorded.lengths - 1
@@ -271,7 +276,7 @@ class Trace:
         fed = np.diff(self.recorded.prompt_offsets) + self.recorded.lengths - 1
         begin = 0
         for index in self._parts:
-            part = read_routing_part(self._run.routing_part(leg, index))
+            part = read_routing_part(self._run.checked(self._run.routing_part(leg, index)))
             end = begin + len(part.sequence_id)
             if not np.array_equal(
                 part.sequence_id, self.recorded.sequence_id[begin:end]
@@ -296,7 +301,7 @@ class Trace:
         places = {int(sequence): place for place, sequence in enumerate(self.recorded.sequence_id)}
         bounds = self.recorded.offsets
         for path in paths:
-            table = read_table(path, replay_schema())
+            table = read_table(self._run.checked(path), replay_schema())
             for case, sequence, logprobs in zip(
                 table["case"].to_pylist(), table["sequence_id"].to_pylist(), table["logprobs"], strict=True
             ):

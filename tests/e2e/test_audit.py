@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import run_cli
 
+from mismatch_probe.trace.checksums import file_sha256
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 
@@ -38,6 +39,12 @@ def test_the_run_directory_holds_everything(embedded):
     missing = [name for name in wanted if not (embedded.path / name).is_file()]
     assert not missing
     assert not list(embedded.path.rglob("*.partial"))
+
+
+def test_the_manifest_has_the_checksum_of_every_part(embedded):
+    written = [path for path in embedded.path.rglob("part-*") if "ablation" not in path.parts]
+    held = json.loads((embedded.path / "manifest.json").read_text())["parts"]
+    assert held == {str(path.relative_to(embedded.path)): file_sha256(path) for path in written}
 
 
 def test_the_summary_starts_with_the_verdict_and_ends_with_the_report(embedded):
