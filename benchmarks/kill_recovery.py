@@ -1,11 +1,14 @@
-"""Kills audits at random instants and checks that `--resume` ends with the bytes of an undisturbed run.
+"""Kills audits and the verbs after them at random instants and checks that what is left recovers to the last byte.
 
-    python benchmarks/kill_recovery.py --kills 200 [--rollout transformers] [--seed 0] [--folder FOLDER]
+    python benchmarks/kill_recovery.py --kills 200 [--of audit|verbs] [--rollout transformers] [--seed 0] [--folder FOLDER]
 
-One audit of the embedded model runs undisturbed. Then others run with SIGKILL at seeded instants spread over all their stages, to
-the whole process group or to one of its processes, and are resumed until they end. Compared with the undisturbed one: every
-part on disk byte by byte, result.json but for when, where and how it was made, and that no temporary file is left. A line of
-JSON is printed for every kill and every run, a summary at the end; the status is 1 if a run did not recover.
+One audit of the embedded model runs undisturbed. `--of audit`: others run with SIGKILL at seeded instants, to the whole process
+group, to the parent or to one child, and are resumed until they end. `--of verbs`: measure, simulate, report and export of
+copies of the finished run are killed and begun again. Half of the instants are uniform over the time that the command takes,
+which is mostly loading; the other half follow within 50 ms on a seeded one of the files that the command writes. Compared
+with the undisturbed run: every part byte by byte, the parts' checksums in the manifest, result.json but for when, where and
+how it was made, the report (whole), exported configs, and that no temporary file is left. A line of JSON is printed for every
+kill and every run, a summary at the end; the status is 1 if a run did not recover.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,22 +32,30 @@ from typing import Any
 _OWN = ("command", "created_at", "run_id")
 _LEGS = 'legs=["rollout/decode", "rollout/prefill", "train/forward", "train/repeat"]'
 _ARGUMENTS = (
-    *("--num-prompts", "8", "--samples", "2", "--max-tokens", "24"),
-    *("--set", "part_sequences=4", "--set", _LEGS),
+    *("--num-prompts", "4", "--samples", "2", "--max-tokens", "12"),
+    *("--set", "part_sequences=2", "--set", _LEGS),
 )
 
 
-def command(out: Path, rollout: str, *, resume: bool) -> list[str]:
+_VERBS = (
+    ("measure", ()),
+    ("simulate", ()),
+    ("report", ()),
+    ("export", ("--to", "verl")),
+)
+
+
+def audit(out: Path, rollout: str, *, resume: bool) -> list[str]:
     """The audit; resumed, it is told nothing but where."""
-    start = [sys.executable, "-m", "mismatch_probe_cli", "audit", "--out", str(out), "--no-report"]
-    return [*start, "--resume"] if resume else [*start, "--rollout", rollout, *_ARGUMENTS]
+    begin = ["audit", "--out", str(out), "--no-report"]
+    return [*begin, "--resume"] if resume else [*begin, "--rollout", rollout, *_ARGUMENTS]
 
 
-def start(out: Path, rollout: str, *, resume: bool, log: Path) -> subprocess.Popen[bytes]:
-    """Starts an audit as the leader of a process group; what it says goes to the log."""
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Starts a verb as the leader of a process group; what it says goes to the log."""
     with log.open("ab") as file:
         return subprocess.Popen(
-            command(out, rollout, resume=resume),
+            [sys.executable, "-m", "mismatch_probe_cli", *arguments],
             stdout=subprocess.DEVNULL,
             stderr=file,
             start_new_session=True,
@@ -84,6 +96,42 @@ def kill(process: subprocess.Popen[bytes], generator: random.Random) -> str:
     return target
 
 
+def files_of(out: Path) -> set[tuple[str, int]]:
+    """What is there, by name and time of writing, temporary files included."""
+    found = set()
+    for folder, _, names in os.walk(out):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                path = Path(folder, name)
+                found.add((str(path), path.stat().st_mtime_ns))
+    return found
+
+
+def wait_for_instant(
+    process: subprocess.Popen[bytes], out: Path, length: float, num_files: int, generator: random.Random
+) -> str | None:
+    """Waits until the seeded instant of the next kill.
+
+    Returns:
+        How the instant was chosen; None if the process ended before it.
+    """
+    if generator.random() < 0.5:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=generator.uniform(0.2, 0.9 * length))
+        return "time" if process.poll() is None else None
+    wanted, delay, seen = generator.randint(1, num_files), generator.uniform(0, 0.05), 0
+    before = files_of(out)
+    while process.poll() is None:
+        now = files_of(out)
+        seen += len(now - before)
+        before = now
+        if seen >= wanted:
+            time.sleep(delay)
+            return "file"
+        time.sleep(0.003)
+    return None
+
+
 def stage_of(out: Path) -> str:
     """How far the run on disk has come."""
     try:
@@ -114,6 +162,106 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
+def snapshot(out: Path) -> dict[str, Any]:
+    """What a run is compared by."""
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    report, exported = out / "report.html", out / "export"
+    return {
+        "parts": parts(out),
+        "checksums": manifest["parts"],
+        "engines": without_times(manifest["engines"]),
+        "result": result(out),
+        "report_is_whole": not report.exists()
+        or report.read_text(encoding="utf-8").rstrip().endswith("</html>"),
+        "exports": {file.name for file in exported.rglob("*")} if exported.is_dir() else None,
+    }
+
+
+def differences(out: Path, expected: dict[str, Any]) -> list[str]:
+    """What of a run is not as in the undisturbed one."""
+    try:
+        found = snapshot(out)
+    except (OSError, ValueError, KeyError) as error:
+        return [repr(error)]
+    left = [f"{file.name} was left" for file in out.rglob("*.partial")]
+    return left + [name for name in expected if found[name] != expected[name]]
+
+
+class Tally:
+    """What came of the kills."""
+
+    def __init__(self) -> None:
+        self.killed, self.recovered = 0, 0
+        self.failed: list[str] = []
+        self.stages: dict[str, int] = {}
+
+    def kill(
+        self, process: subprocess.Popen[bytes], instant: str, stage: str, generator: random.Random
+    ) -> None:
+        """Kills and notes it."""
+        target = kill(process, generator)
+        self.killed += 1
+        self.stages[stage] = self.stages.get(stage, 0) + 1
+        print(json.dumps({"kill": self.killed, "target": target, "by": instant, "stage": stage}), flush=True)
+
+    def judge(self, out: Path, status: int, expected: dict[str, Any]) -> None:
+        """Holds a run that was taken to its end against the undisturbed one."""
+        wrong = differences(out, expected) + ([] if status in (0, 1) else [f"status {status}"])
+        self.recovered += not wrong
+        print(json.dumps({"run": out.name, "status": status, "wrong": wrong}), flush=True)
+        if wrong:
+            self.failed.append(out.name)
+        else:
+            shutil.rmtree(out)
+
+
+def kill_audits(arguments: argparse.Namespace, folder: Path, expected: dict[str, Any], length: float, num_files: int, tally: Tally) -> None:  # fmt: skip
+    """Audits that are killed up to `--kills-per-run` times each and resumed."""
+    generator, log = random.Random(arguments.seed), folder / "log.txt"
+    for number in itertools.count():
+        if tally.killed >= arguments.kills:
+            return
+        out = folder / f"run-{number}"
+        for _ in range(min(arguments.kills_per_run, arguments.kills - tally.killed)):
+            resume = (out / "manifest.json").is_file()
+            process = start(audit(out, arguments.rollout, resume=resume), log)
+            instant = wait_for_instant(process, out, length, num_files, generator)
+            if instant is None:
+                break
+            tally.kill(process, instant, stage_of(out), generator)
+        resume = (out / "manifest.json").is_file()
+        tally.judge(out, start(audit(out, arguments.rollout, resume=resume), log).wait(), expected)
+
+
+def kill_verbs(arguments: argparse.Namespace, folder: Path, whole: Path, tally: Tally) -> None:
+    """Verbs on copies of the finished run, each killed and begun again."""
+    generator, log = random.Random(arguments.seed), folder / "log.txt"
+    known: dict[str, tuple[float, int, dict[str, Any], Path]] = {}
+    before = whole
+    for verb, options in _VERBS:
+        out = folder / f"whole-{verb}"
+        shutil.copytree(before, out)
+        held, begun = files_of(out), time.monotonic()
+        if start([verb, str(out), *options], log).wait() not in (0, 1):
+            raise SystemExit(f"{verb} failed undisturbed: {log}")
+        known[verb] = (time.monotonic() - begun, len(files_of(out) - held), snapshot(out), before)
+        before = out
+    for number in itertools.count():
+        if tally.killed >= arguments.kills:
+            return
+        verb, options = _VERBS[number % len(_VERBS)]
+        length, num_files, expected, origin = known[verb]
+        out = folder / f"{verb}-{number}"
+        shutil.copytree(origin, out)
+        for _ in range(2):
+            process = start([verb, str(out), *options], log)
+            instant = wait_for_instant(process, out, length, num_files, generator)
+            if instant is None:
+                break
+            tally.kill(process, instant, verb, generator)
+        tally.judge(out, start([verb, str(out), *options], log).wait(), expected)
+
+
 def main() -> int:
     """Runs the kills."""
     parser = argparse.ArgumentParser(
@@ -121,52 +269,27 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--kills-per-run", type=int, default=8)
+    parser.add_argument("--of", choices=("audit", "verbs"), default="audit")
     parser.add_argument("--rollout", default="transformers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
-    generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        whole, log = folder / "whole", folder / "log.txt"
+        whole, log, tally = folder / "whole", folder / "log.txt", Tally()
         begun = time.monotonic()
-        if start(whole, arguments.rollout, resume=False, log=log).wait() not in (0, 1):
+        if start(audit(whole, arguments.rollout, resume=False), log).wait() not in (0, 1):
             print(log.read_text(encoding="utf-8"), file=sys.stderr)
             return 1
         length = time.monotonic() - begun
-        expected, outcome = parts(whole), result(whole)
-        killed, recovered, failed, stages = 0, 0, [], {}
-        for number in itertools.count():
-            if killed >= arguments.kills:
-                break
-            out = folder / f"run-{number}"
-            for _ in range(min(arguments.kills_per_run, arguments.kills - killed)):
-                process = start(out, arguments.rollout, resume=(out / "manifest.json").is_file(), log=log)
-                try:
-                    # Later stages are reached in the later ones of a run's kills.
-                    process.wait(timeout=generator.uniform(0.2, 0.8 * length))
-                except subprocess.TimeoutExpired:
-                    target, stage = kill(process, generator), stage_of(out)
-                    killed += 1
-                    stages[stage] = stages.get(stage, 0) + 1
-                    print(json.dumps({"kill": killed, "target": target, "stage": stage}), flush=True)
-                else:
-                    break
-            begun_again = (out / "manifest.json").is_file()
-            status = start(out, arguments.rollout, resume=begun_again, log=log).wait()
-            left = [str(file) for file in out.rglob("*.partial")]
-            same = status in (0, 1) and parts(out) == expected and result(out) == outcome and not left
-            recovered += same
-            if not same:
-                failed.append(out.name)
-            print(
-                json.dumps({"run": out.name, "status": status, "recovered": same, "left": left}), flush=True
-            )
-            if same:
-                subprocess.run(["rm", "-rf", str(out)], check=True)
-        print(json.dumps({"kills": killed, "runs": recovered + len(failed), "recovered": recovered, "failed": failed, "stages": stages, "undisturbed_s": round(length, 1)}))  # fmt: skip
-        return 1 if failed else 0
+        if arguments.of == "audit":
+            # A part is seen under its temporary name as well.
+            kill_audits(arguments, folder, snapshot(whole), length, 2 * len(parts(whole)), tally)
+        else:
+            kill_verbs(arguments, folder, whole, tally)
+        print(json.dumps({"kills": tally.killed, "runs": tally.recovered + len(tally.failed), "recovered": tally.recovered, "failed": tally.failed, "stages": tally.stages, "undisturbed_s": round(length, 1)}))  # fmt: skip
+        return 1 if tally.failed else 0
 
 
 if __name__ == "__main__":
