@@ -32,7 +32,7 @@ from typing import Any
 _OWN = ("command", "created_at", "run_id")
 _LEGS = 'legs=["rollout/decode", "rollout/prefill", "train/forward", "train/repeat"]'
 _ARGUMENTS = (
-    *("--num-prompts", "4", "--samples", "2", "--max-tokens", "12"),
+    *("--num-prompts", "4", "--samples", "2", "--max-tokens", "16"),
     *("--set", "part_sequences=2", "--set", _LEGS),
 )
 
