@@ -37,18 +37,23 @@ _ARGUMENTS = (
 )
 
 
-_VERBS = (
-    ("measure", ()),
-    ("simulate", ()),
-    ("report", ()),
-    ("export", ("--to", "verl")),
-)
+_VERBS = {
+    "measure": (),
+    "simulate": (),
+    "report": (),
+    "export": ("--to", "verl", "--force", "--out", "{run}/verl.yaml"),
+}
 
 
 def audit(out: Path, rollout: str, *, resume: bool) -> list[str]:
     """The audit; resumed, it is told nothing but where."""
     begin = ["audit", "--out", str(out), "--no-report"]
     return [*begin, "--resume"] if resume else [*begin, "--rollout", rollout, *_ARGUMENTS]
+
+
+def verb_of(verb: str, out: Path) -> list[str]:
+    """A verb of a finished run."""
+    return [verb, str(out), *(option.format(run=out) for option in _VERBS[verb])]
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -119,7 +124,7 @@ def wait_for_instant(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=generator.uniform(0.2, 0.9 * length))
         return "time" if process.poll() is None else None
-    wanted, delay, seen = generator.randint(1, num_files), generator.uniform(0, 0.05), 0
+    wanted, delay, seen = generator.randint(1, max(1, num_files)), generator.uniform(0, 0.05), 0
     before = files_of(out)
     while process.poll() is None:
         now = files_of(out)
@@ -128,7 +133,7 @@ def wait_for_instant(
         if seen >= wanted:
             time.sleep(delay)
             return "file"
-        time.sleep(0.003)
+        time.sleep(0.01)
     return None
 
 
@@ -165,7 +170,7 @@ def without_times(value: Any) -> Any:
 def snapshot(out: Path) -> dict[str, Any]:
     """What a run is compared by."""
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    report, exported = out / "report.html", out / "export"
+    report, exported = out / "report.html", out / "verl.yaml"
     return {
         "parts": parts(out),
         "checksums": manifest["parts"],
@@ -173,7 +178,6 @@ def snapshot(out: Path) -> dict[str, Any]:
         "result": result(out),
         "report_is_whole": not report.exists()
         or report.read_text(encoding="utf-8").rstrip().endswith("</html>"),
-        "exports": {file.name for file in exported.rglob("*")} if exported.is_dir() else None,
     }
 
 
@@ -238,28 +242,28 @@ def kill_verbs(arguments: argparse.Namespace, folder: Path, whole: Path, tally: 
     generator, log = random.Random(arguments.seed), folder / "log.txt"
     known: dict[str, tuple[float, int, dict[str, Any], Path]] = {}
     before = whole
-    for verb, options in _VERBS:
+    for verb in _VERBS:
         out = folder / f"whole-{verb}"
         shutil.copytree(before, out)
         held, begun = files_of(out), time.monotonic()
-        if start([verb, str(out), *options], log).wait() not in (0, 1):
+        if start(verb_of(verb, out), log).wait() not in (0, 1):
             raise SystemExit(f"{verb} failed undisturbed: {log}")
         known[verb] = (time.monotonic() - begun, len(files_of(out) - held), snapshot(out), before)
         before = out
     for number in itertools.count():
         if tally.killed >= arguments.kills:
             return
-        verb, options = _VERBS[number % len(_VERBS)]
+        verb = list(_VERBS)[number % len(_VERBS)]
         length, num_files, expected, origin = known[verb]
         out = folder / f"{verb}-{number}"
         shutil.copytree(origin, out)
         for _ in range(2):
-            process = start([verb, str(out), *options], log)
+            process = start(verb_of(verb, out), log)
             instant = wait_for_instant(process, out, length, num_files, generator)
             if instant is None:
                 break
             tally.kill(process, instant, verb, generator)
-        tally.judge(out, start([verb, str(out), *options], log).wait(), expected)
+        tally.judge(out, start(verb_of(verb, out), log).wait(), expected)
 
 
 def main() -> int:
