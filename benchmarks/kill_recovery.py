@@ -178,6 +178,7 @@ def snapshot(out: Path) -> dict[str, Any]:
         "result": result(out),
         "report_is_whole": not report.exists()
         or report.read_text(encoding="utf-8").rstrip().endswith("</html>"),
+        "exported": exported.read_text(encoding="utf-8") if exported.exists() else None,
     }
 
 

@@ -31,7 +31,7 @@ _LEGS = 'legs=["rollout/decode", "rollout/prefill", "train/forward", "train/repe
 
 def call(*arguments: str) -> int:
     """The command line in this process; what it prints is dropped."""
-    from mismatch_probe_cli.main import main as entry
+    from mismatch_probe_cli.app import main as entry
 
     before = sys.argv
     sys.argv = ["mismatch-probe", *arguments]
