@@ -4,8 +4,8 @@
     PYTHONPATH=tests python benchmarks/fuzz_readers.py --atheris result [-runs=100000 ...]
 
 The first form changes the corpus at random, with no eye on coverage; executions are shared between targets, each for at most --seconds. The second
-needs `pip install atheris` and follows coverage; what it is given after the target goes to libFuzzer. Memory of the process is
-bounded, an input may take 20 seconds. What comes out that is no error of this project is written to fuzz-findings/ and ends the
+needs `pip install atheris` and follows coverage; what it is given after the target goes to libFuzzer. An input may take
+2 GiB above what the libraries take, and 20 seconds. What comes out that is no error of this project is written to fuzz-findings/ and ends the
 target. A line of JSON a target is printed; the status is 1 if anything was found.
 """
 
@@ -27,13 +27,16 @@ from fuzz.mutate import mutate
 from fuzz.targets import CORPUS, TARGETS, seeds
 
 FINDINGS = Path("fuzz-findings")
-MEMORY = 12 << 30
+MEMORY = 2 << 30
 SECONDS = 20
 
 
-def bounded() -> None:
-    """No more memory than this, and no input without an end."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+def bounded(name: str) -> None:
+    """No more memory than this above what the target's libraries take, and no input without an end."""
+    for data in seeds(name):
+        TARGETS[name](data)
+    mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, resource.RLIM_INFINITY))
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"an input took more than {SECONDS} s")
@@ -52,6 +55,7 @@ def keep(name: str, data: bytes) -> str:
 def fuzz(name: str, executions: int, seconds: float, seed: int) -> dict[str, Any]:
     """Runs one target until it has been executed so often, or so long."""
     generator, corpus = random.Random(f"{name} {seed}"), seeds(name)
+    bounded(name)
     run, started, done, slowest = TARGETS[name], time.monotonic(), 0, 0.0
     while done < executions and time.monotonic() - started < seconds:
         data = mutate(generator.choice(corpus), corpus, generator)
@@ -86,6 +90,7 @@ def guided(name: str, arguments: list[str]) -> None:
 
     with atheris.instrument_imports(include=["mismatch_probe", "mismatch_probe_reports"]):
         TARGETS[name](seeds(name)[0])
+    bounded(name)
     atheris.Setup([sys.argv[0], str(CORPUS / name), "-max_len=262144", *arguments], TARGETS[name])
     atheris.Fuzz()
 
@@ -101,7 +106,6 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", choices=sorted(TARGETS), default=sorted(TARGETS))
     parser.add_argument("--atheris", choices=sorted(TARGETS))
     arguments, rest = parser.parse_known_args()
-    bounded()
     if arguments.atheris:
         guided(arguments.atheris, rest)
     share = arguments.executions // len(arguments.targets)

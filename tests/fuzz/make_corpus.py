@@ -158,9 +158,30 @@ def dumps() -> None:
         "sequence_id": np.array([0, 1]),
     }
     _put("routes", "good", save(routes))
+    kept = {
+        "ids": np.array([3, 4, 5, 7, 9], np.int32),
+        "counts": np.array([2, 1, 2], np.int32),
+        "tokens": np.array([2, 1]),
+        "sequence_id": np.array([0, 1]),
+    }
+    _put("keep_sets", "good", save(kept))
     _put("routes", "header", (2**60).to_bytes(8, "little") + b"{}")
     _put("gguf", "magic", b"GGUF" + (3).to_bytes(4, "little") + (1).to_bytes(8, "little") * 2)
     _put("gguf", "huge", b"GGUF" + (3).to_bytes(4, "little") + (2**62).to_bytes(8, "little") * 2)
+
+
+def golden() -> None:
+    """Dumps as the frameworks' own code wrote them, and how odd ones begin."""
+    from fuzz.targets import DUMPS
+
+    root = Path(__file__).parents[1] / "core/imports/golden"
+    for name, (importer, place, _) in DUMPS.items():
+        folder = root / ("verl-queue" if name == "verl_queue" else importer)
+        _put(name, "good", (folder / place).read_bytes())
+    _put("prompts_text", "good", "What is 2 + 2?\n\nZweite \u00e4 Frage\n".encode())
+    _put("prompts_text", "odd", b"\xff\xfe\x00a\r\n\x00" + b"x" * 3000)
+    _put("checksums", "good", b"0" * 64 + b"  rollout/part-00000.parquet\n")
+    _put("checksums", "odd", b"f" * 64 + b"  ../x\n" + b"a" * 64 + b"  rollout/part-00000.parquet")
 
 
 def parts(run: Path) -> None:
@@ -173,4 +194,5 @@ if __name__ == "__main__":
     texts()
     documents(Path(sys.argv[1]))
     dumps()
+    golden()
     parts(Path(sys.argv[1]))

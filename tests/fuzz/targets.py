@@ -156,9 +156,11 @@ def _torch(path: Path) -> Any:
 
 
 def _imported(name: str, path: Path) -> Any:
+    """As the first half of `import`: the rows of a dump, held against each other."""
     from mismatch_probe.imports.importer import Notes, importers
+    from mismatch_probe.imports.turns import row_of
 
-    return list(importers.get(name).item(path, Notes()))
+    return [row_of(sequence) for sequence in importers.get(name).item(path, Notes())]
 
 
 @target("nemo", "train_data_step1.jsonl")
@@ -174,6 +176,56 @@ def _prime(path: Path) -> Any:
 @target("trl", "completions_1.parquet")
 def _trl(path: Path) -> Any:
     return _imported("trl", path)
+
+
+DUMPS = {
+    "verl": ("verl", "exp_proj/GBS4_N2_in8_out16/1/gen_batch.dp", 4),
+    "verl_queue": ("verl", "exp_proj/GBS4_N2_in8_out16/1/0/tq_batch.pt", 5),
+    "skyrl": ("skyrl", "dumped_data/global_step_2_training_input.pkl", 2),
+    "roll": ("roll", "train/step_000001.pkl", 2),
+    "slime": ("slime", "rollout_data/0.pt", 2),
+    "slime_train": ("slime", "train_data/0.pt", 2),
+    "miles": ("miles", "rollout_data/0.pt", 2),
+    "miles_train": ("miles", "train_data/0_0.pt", 2),
+}
+"""Importer, place of a file in a dump, and how deep that is; one file of each kind that an importer reads."""
+
+
+def _dump(importer: str, place: str, depth: int) -> Callable[[Path], Any]:
+    return lambda path: _imported(importer, path.parents[depth - 1])
+
+
+for _name, (_importer, _place, _depth) in DUMPS.items():
+    target(_name, _place)(_dump(_importer, _place, _depth))
+
+
+@target("prompts_text", "prompts.txt")
+def _prompts_text(path: Path) -> Any:
+    from mismatch_probe.prompts import prompt_set
+
+    return prompt_set._read(path)
+
+
+@target("keep_sets", "part-00000.safetensors")
+def _keep_sets(path: Path) -> Any:
+    from mismatch_probe.trace.keep_sets import read_keep_sets
+
+    return read_keep_sets(path, [0, 1], [[3, 5], [7]])
+
+
+@target("checksums", "run/parts.sha256")
+def _checksums(path: Path) -> Any:
+    """A journal of any content, and a manifest that holds what it holds."""
+    from mismatch_probe.trace.run_directory import RunDirectory
+
+    run = RunDirectory(path.parent)
+    part = run.rollout_part(0)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(b"x")
+    run.manifest_path.write_bytes(b'{"schema_version": 1}')
+    run.checked(part)
+    run.take_checksums()
+    run.checked(part)
 
 
 @target("part", "part-00000.parquet")

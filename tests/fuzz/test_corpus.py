@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fuzz.mutate import mutate
-from fuzz.targets import TARGETS, seeds
+from fuzz.targets import DUMPS, TARGETS, seeds
 
 WAS_HERE = Path("/tmp/mismatch-probe-was-here")
 MUTATIONS = 40
@@ -26,6 +26,16 @@ def test_a_reader_survives_its_corpus(name: str) -> None:
     for _ in range(MUTATIONS):
         TARGETS[name](mutate(generator.choice(corpus), corpus, generator))
     assert not WAS_HERE.exists(), "a file that was read has run something"
+
+
+def test_every_importer_is_a_target() -> None:
+    from mismatch_probe.imports.importer import importers
+
+    assert set(importers.names()) == {importer for importer, _, _ in DUMPS.values()} | {
+        "nemo-rl",
+        "prime-rl",
+        "trl",
+    }
 
 
 def test_the_corpora_are_small() -> None:
