@@ -31,7 +31,7 @@ def test_a_reader_survives_its_corpus(name: str) -> None:
 def test_every_importer_is_a_target() -> None:
     from mismatch_probe.imports.importer import importers
 
-    assert set(importers.names()) == {importer for importer, _, _ in DUMPS.values()} | {
+    assert {entry.name for entry in importers} == {importer for importer, _, _ in DUMPS.values()} | {
         "nemo-rl",
         "prime-rl",
         "trl",
