@@ -6,10 +6,11 @@ read as a verdict, so `main` maps everything unforeseen to 2.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -31,6 +32,17 @@ from mismatch_probe_cli.commands import (
     stages,
     tune,
 )
+
+_OF_THE_SYSTEM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+)
+"""Refusals of the operating system, which are no fault of this program."""
 
 app = typer.Typer(
     name="mismatch-probe",
@@ -96,9 +108,20 @@ def main() -> None:
         # The reader of a pipe went away (head, less); nothing is wrong with the run.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_ERROR)
-    except Exception as error:
-        if os.environ.get("MISMATCH_PROBE_DEBUG"):
-            traceback.print_exc()
-        typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
-        typer.echo("  this is a bug of mismatch-probe; MISMATCH_PROBE_DEBUG=1 shows where", err=True)
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            _unexpected(error)
+        where = f": {error.filename}" if error.filename else ""
+        typer.echo(f"error: {error.strerror}{where}", err=True)
+        typer.echo("  nothing that was written is damaged; mend it, then go on with --resume", err=True)
         sys.exit(EXIT_ERROR)
+    except Exception as error:
+        _unexpected(error)
+
+
+def _unexpected(error: Exception) -> NoReturn:
+    if os.environ.get("MISMATCH_PROBE_DEBUG"):
+        traceback.print_exc()
+    typer.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    typer.echo("  this is a bug of mismatch-probe; MISMATCH_PROBE_DEBUG=1 shows where", err=True)
+    sys.exit(EXIT_ERROR)

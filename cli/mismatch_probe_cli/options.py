@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -88,5 +87,7 @@ RunArgument = Annotated[
 
 
 def command_line() -> str:
-    """The command as it can be pasted back."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command as it can be pasted back, without secrets."""
+    from mismatch_probe.secrets import redact_command
+
+    return redact_command([Path(sys.argv[0]).name, *sys.argv[1:]])

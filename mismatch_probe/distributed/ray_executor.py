@@ -14,8 +14,8 @@ from mismatch_probe.config.model import RayConfig
 from mismatch_probe.distributed.crew import Crew
 from mismatch_probe.distributed.ray_actor import EngineActor
 from mismatch_probe.errors import ConfigError, EngineUnavailableError, MismatchProbeError, WorkerLostError
+from mismatch_probe.secrets import redact
 from mismatch_probe.stages.job import RolloutJob, ScoreJob, Task
-from mismatch_probe.trace.manifest import redact
 from mismatch_probe.trace.parts import remove_partial_files
 
 _FORWARDED = ("OMP_", "MKL_", "KMP_", "VLLM_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "GLOO_")

@@ -13,10 +13,10 @@ from mismatch_probe.config.model import ROLLOUT_LEGS, ROUTED_LEGS, Leg, ProbeCon
 from mismatch_probe.errors import ConfigError, InconclusiveError, RunDirectoryError
 from mismatch_probe.preflight.environment import check_environment
 from mismatch_probe.prompts.prompt_set import Prompt, PromptSet
+from mismatch_probe.secrets import redact
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.importing import PART_ROWS
 from mismatch_probe.stages.plan import RunPlan
-from mismatch_probe.trace.manifest import redact
 from mismatch_probe.trace.parts import read_routing_part, write_routing
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace

@@ -15,6 +15,7 @@ from mismatch_probe.preflight.environment import check_environment
 from mismatch_probe.preflight.pair import check_pair, engine_differences
 from mismatch_probe.prompts.prompt_set import PromptSet, check_lengths, load_prompts
 from mismatch_probe.scorers.registry import scorers
+from mismatch_probe.secrets import check_given
 from mismatch_probe.stages.events import Watcher
 
 
@@ -79,6 +80,8 @@ def make_plan(config: ProbeConfig, watcher: Watcher) -> RunPlan:
         ConfigError: A model, prompt set or option that cannot be used.
         EngineUnavailableError: A package is missing or broken.
     """
+    check_given(config.rollout.options, "rollout.options")
+    check_given(config.train.options, "train.options")
     pair = declared_pair(config)
     check_environment()
     rollout_model = _resolve(config.rollout_model, config.layers, watcher)

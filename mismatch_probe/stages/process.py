@@ -16,6 +16,7 @@ from mismatch_probe import errors
 from mismatch_probe.engines.foreign_python import foreign_environment
 from mismatch_probe.engines.registry import WorkerEnvironment, engines
 from mismatch_probe.errors import EngineCrashError, EngineKilledError, MismatchProbeError
+from mismatch_probe.secrets import scrub, scrub_file, secret_values
 from mismatch_probe.stages.job import Job, RolloutJob, Task
 
 _GRACE_S = 20
@@ -75,6 +76,7 @@ class WorkerProcess:
         for descriptor in theirs:
             os.close(descriptor)
         self._stream = os.fdopen(receive, encoding="utf-8")
+        self._secrets = secret_values(job.spec.get("options", {}), variables)
 
     def hand(self, task: Task) -> None:
         """Hands a task over; one that is dead already is found out by its events."""
@@ -107,6 +109,8 @@ class WorkerProcess:
         status = self._process.wait()
         if self._end is not None and self._end["event"] == "done":
             return dict(self._end["facts"])
+        if self._end is not None and self._end.get("message"):
+            self._end["message"] = scrub(self._end["message"], self._secrets)
         raise _failure(self._end, status, self._log)
 
     def stop(self) -> None:
@@ -115,6 +119,8 @@ class WorkerProcess:
         _stop(self._process)
         self._stream.close()
         self._folder.cleanup()
+        # An engine may print its options, or all its environment.
+        scrub_file(self._log, self._secrets)
 
     def _close_tasks(self) -> None:
         if self._tasks is not None:

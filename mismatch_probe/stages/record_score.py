@@ -8,6 +8,7 @@ from typing import Any
 from mismatch_probe.config.model import Leg
 from mismatch_probe.errors import ConfigError, MismatchProbeError, RunDirectoryError
 from mismatch_probe.scorers.registry import scorers
+from mismatch_probe.secrets import redact
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.executor import Execute
 from mismatch_probe.stages.job import JobPrompt, ReplayPlan, RolloutJob, ScoreJob, Task
@@ -23,7 +24,7 @@ from mismatch_probe.stages.shard import (
     missing_parts,
     name_parts,
 )
-from mismatch_probe.trace.manifest import new_manifest, redact, responses_hash
+from mismatch_probe.trace.manifest import new_manifest, responses_hash
 from mismatch_probe.trace.run_directory import RunDirectory
 from mismatch_probe.trace.trace import Trace
 
@@ -315,7 +316,7 @@ def _is_unnamed(run: RunDirectory, name: str) -> bool:
 
 def _note(run: RunDirectory, name: str, facts: dict[str, Any]) -> None:
     with run.edit_manifest() as manifest:
-        noted = {**facts, "options": redact(facts.get("options", {}))}
+        noted = redact(facts)
         held = manifest["engines"].get(name)
         if held is not None and manifest.get("shards") and (different := differing_facts(held, noted)):
             # One shard's engine is not another's: whoever reads the result has to know.

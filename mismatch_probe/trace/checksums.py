@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mismatch_probe.errors import RunDirectoryError
-from mismatch_probe.trace.parts import read_json
+from mismatch_probe.trace.parts import read_json, storage_errors
 from mismatch_probe.trace.schema import SCORES_FOLDER
 
 JOURNAL = "parts.sha256"
@@ -57,7 +57,7 @@ class PartChecksums:
             digest: SHA-256 of its bytes, in hex.
         """
         line = f"{digest}  {self._name(path)}\n".encode()
-        with self._lock(), self._journal.open("ab+") as file:
+        with self._lock(), storage_errors(self._journal), self._journal.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import RunDirectoryError
-from mismatch_probe.trace.parts import Note, write_atomically
+from mismatch_probe.trace.parts import Note, save_tensors, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,13 @@ def write_keep_sets(
         sequence_ids: One per sequence.
         note: As of `write_atomically`.
     """
-    from safetensors.numpy import save_file
-
     tensors = {
         "ids": np.concatenate([np.asarray(kept.ids, dtype=np.int32) for kept in keep_sets]),
         "counts": np.concatenate([np.diff(kept.offsets) for kept in keep_sets]).astype(np.int32),
         "tokens": np.array([kept.num_tokens for kept in keep_sets], dtype=np.int64),
         "sequence_id": np.asarray(sequence_ids, dtype=np.int64),
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary), note)
+    write_atomically(path, lambda temporary: save_tensors(temporary, tensors), note)
 
 
 def read_keep_sets(

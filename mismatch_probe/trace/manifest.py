@@ -10,14 +10,13 @@ import numpy as np
 
 from mismatch_probe import __version__
 from mismatch_probe.preflight.environment import package_versions
+from mismatch_probe.secrets import redact
 from mismatch_probe.trace.schema import MATRIX, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from mismatch_probe.config.model import ProbeConfig
     from mismatch_probe.stages.plan import RunPlan
     from mismatch_probe.trace.trace import Rollout
-
-_SECRET_WORDS = ("key", "token", "secret", "password", "credential")
 
 
 def new_manifest(plan: RunPlan, command: str) -> dict[str, Any]:
@@ -116,13 +115,3 @@ def responses_hash(rollout: Rollout) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(rollout.offsets, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(rollout.response_tokens, dtype="<i4").tobytes())
     return digest.hexdigest()
-
-
-def redact(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they may be written down: values of keys that name a secret are replaced."""
-    return {
-        key: "<redacted>"
-        if any(word == part for word in _SECRET_WORDS for part in key.lower().split("_"))
-        else value
-        for key, value in options.items()
-    }

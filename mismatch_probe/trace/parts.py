@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +28,25 @@ Note = Callable[[Path, str], None]
 """Takes a file's name to be and the SHA-256 of its bytes, before the file has that name."""
 
 
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Says which file could not be written and why, in the place of the system's error.
+
+    Raises:
+        RunDirectoryError: The system refused: no space, no right, a read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise RunDirectoryError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="make room, then go on with --resume: what was written is whole"
+            if full
+            else "give another place",
+        ) from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], None], note: Note | None = None) -> None:
     """Writes `path` through a temporary name: written, synced to disk, renamed, the folder synced.
 
@@ -31,7 +54,15 @@ def write_atomically(path: Path, write: Callable[[Path], None], note: Note | Non
         path: Where the file is to be.
         write: Writes the whole content to the path it is given.
         note: Called with the content's checksum before the file gets its name.
+
+    Raises:
+        RunDirectoryError: The system refused.
     """
+    with storage_errors(path):
+        _write_atomically(path, write, note)
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None], note: Note | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of two nodes may have one number.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
@@ -43,7 +74,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], note: Note | Non
                 note(path, hashlib.file_digest(file, "sha256").hexdigest())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -160,8 +192,6 @@ def write_routing(
         margins: Per sequence, float [fed tokens, MoE layers], kept as float16; or None.
         note: As of `write_atomically`.
     """
-    from safetensors.numpy import save_file
-
     lengths = np.array([0, *[len(rows) for rows in experts]], dtype=np.int64)
     tensors: dict[str, npt.NDArray[Any]] = {
         "experts": np.ascontiguousarray(np.concatenate(experts)),
@@ -171,7 +201,25 @@ def write_routing(
     for name, arrays in (("gates", gates), ("margins", margins)):
         if arrays is not None:
             tensors[name] = np.concatenate(arrays).astype(np.float16)
-    write_atomically(path, lambda temporary: save_file(tensors, temporary), note)
+    write_atomically(path, lambda temporary: save_tensors(temporary, tensors), note)
+
+
+def save_tensors(path: Path, tensors: dict[str, npt.NDArray[Any]]) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: The system refused, which safetensors says as an error of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def read_routing_part(path: Path) -> RoutingPart:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mismatch_probe.errors import RunDirectoryError
 from mismatch_probe.trace.checksums import JOURNAL, PartChecksums
-from mismatch_probe.trace.parts import part_name, read_json, remove_partial_files, write_json
+from mismatch_probe.trace.parts import part_name, read_json, remove_partial_files, storage_errors, write_json
 from mismatch_probe.trace.schema import MATRIX, ROLLOUT_FOLDER, ROUTING_FOLDER, SCHEMA_VERSION, SCORES_FOLDER
 
 _MANIFEST = "manifest.json"
@@ -164,8 +164,10 @@ class RunDirectory:
     @contextmanager
     def manifest_lock(self) -> Iterator[None]:
         """Keeps the other shards from the manifest for a moment; they wait."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _MANIFEST_LOCK).open("a") as file:
+        with storage_errors(self.path / _MANIFEST_LOCK):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / _MANIFEST_LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        with os.fdopen(descriptor) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
