@@ -31,9 +31,11 @@ SEQUENCE = 1024
 BAR = 4.0
 
 
-def make_part(rng: np.random.Generator, tokens: int, flips: float, reordered: float) -> RoutedPart:
+def make_part(
+    rng: np.random.Generator, tokens: int, flips: float, reordered: float, layers: int = LAYERS
+) -> RoutedPart:
     """Random distinct experts; on the training side some rows change one expert, others only their order."""
-    shape = (tokens, LAYERS)
+    shape = (tokens, layers)
     # Distinct without sorting: a random start and an odd stride walk through a power of two.
     start, stride = rng.integers(0, EXPERTS, shape), 2 * rng.integers(0, EXPERTS // 2, shape) + 1
     walk = start[..., None] + stride[..., None] * np.arange(TOP_K + 1)
