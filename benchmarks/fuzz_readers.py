@@ -32,11 +32,15 @@ SECONDS = 20
 
 
 def bounded(name: str) -> None:
-    """No more memory than this above what the target's libraries take, and no input without an end."""
+    """No more memory than this above what the target's libraries take."""
     for data in seeds(name):
         TARGETS[name](data)
     mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, resource.RLIM_INFINITY))
+
+
+def watched() -> None:
+    """No input without an end."""
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"an input took more than {SECONDS} s")
@@ -107,7 +111,9 @@ def main() -> int:
     parser.add_argument("--atheris", choices=sorted(TARGETS))
     arguments, rest = parser.parse_known_args()
     if arguments.atheris:
+        # libFuzzer has the alarm to itself: -timeout=20.
         guided(arguments.atheris, rest)
+    watched()
     share = arguments.executions // len(arguments.targets)
     total, found = 0, False
     for name in arguments.targets:

@@ -57,7 +57,7 @@ def trl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
                 for row in batch.to_pylist():
                     yield _sequence(row, f"{file.name} row {number}", notes)
                     number += 1
-        except (pa.ArrowException, OSError, UnicodeDecodeError, NotImplementedError) as error:
+        except (pa.ArrowException, MemoryError, OSError, UnicodeDecodeError, NotImplementedError) as error:
             raise ConfigError(f"{file} is damaged: {error}") from error
 
 

@@ -176,6 +176,7 @@ def _guarded(read: Callable[[], Any], where: str) -> Any:
     except (
         *(EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
         *(OSError, struct.error, zipfile.BadZipFile),
+        SystemError,  # numpy, of a state that cannot be
     ) as error:
         raise ConfigError(f"{where} is damaged: {type(error).__name__}: {error}") from error
     except (MemoryError, OverflowError, RecursionError) as error:

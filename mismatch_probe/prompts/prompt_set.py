@@ -130,7 +130,7 @@ def _read(path: Path) -> list[_RawPrompt]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, MemoryError) as error:
         # Arrow's own errors are of these kinds.
         raise ConfigError(f"{path.name} cannot be read: {error}") from error
     lines = [line for line in text.splitlines() if line.strip()]

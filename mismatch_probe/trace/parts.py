@@ -147,7 +147,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         with pq.ParquetFile(path) as part:
             return part.read().select(schema.names).cast(schema)
     # A name that is no UTF-8 comes out as a ValueError, a type that Arrow does not have as a NotImplementedError.
-    except (pa.ArrowException, OSError, KeyError, ValueError, NotImplementedError) as error:
+    except (pa.ArrowException, MemoryError, OSError, KeyError, ValueError, NotImplementedError) as error:
         raise RunDirectoryError(
             f"{path} is damaged or of another version: {error}", hint="record or score it again"
         ) from error
