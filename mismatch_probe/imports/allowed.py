@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections import OrderedDict
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+_DIMENSIONS = 32
 EXPANDED_BYTES = 1 << 30
 """A tensor whose strides repeat its storage may say at most so many bytes; beyond, the file claims what it has not."""
 
@@ -115,7 +117,60 @@ class _Dtype:
     def __new__(cls, *arguments: Any) -> Any:
         if not arguments or not isinstance(arguments[0], str):
             raise pickle.UnpicklingError("a dtype that is no plain name")
-        return np.dtype(*arguments)
+        # A copy: what the state says of it must not become true of every array of this process.
+        return np.dtype(arguments[0], copy=True)
+
+
+def check_state(thing: Any, state: Any) -> None:
+    """Refuses a state that only an attack would have.
+
+    numpy believes what its own state says of flags, sizes and shapes, and then reads memory that is not there.
+
+    Raises:
+        UnpicklingError: The state does not fit the object, or objects of this kind have none.
+    """
+    if callable(thing):
+        raise pickle.UnpicklingError("it changes a function or a class")
+    if type(thing).__module__.partition(".")[0] == "torch":
+        raise pickle.UnpicklingError("it gives a tensor another content")
+    if isinstance(thing, np.dtype) and not _is_state_of_dtype(thing, state):
+        raise pickle.UnpicklingError("a dtype of an impossible state")
+    if isinstance(thing, np.ndarray) and not _is_state_of_array(state):
+        raise pickle.UnpicklingError("an array of an impossible state")
+
+
+def _is_state_of_dtype(dtype: Any, state: Any) -> bool:
+    """Whether a state says nothing new of a dtype but its byte order."""
+    if not isinstance(state, tuple) or len(state) != 8:
+        return False
+    version, order, *inner, size, alignment, flags = state
+    return (
+        all(type(number) is int for number in (version, size, alignment, flags))
+        and isinstance(order, str)
+        and order in {"<", ">", "=", "|"}
+        and inner == [None, None, None]
+        and (size, alignment) in ((-1, -1), (dtype.itemsize, dtype.alignment))
+        and flags == dtype.flags
+    )
+
+
+def _is_state_of_array(state: Any) -> bool:
+    """Whether shape, dtype and data of an array fit each other."""
+    if not isinstance(state, tuple) or len(state) != 5:
+        return False
+    version, shape, dtype, fortran, data = state
+    if not (
+        type(version) is int
+        and isinstance(shape, tuple)
+        and len(shape) <= _DIMENSIONS
+        and all(type(size) is int and size >= 0 for size in shape)
+        and isinstance(dtype, np.dtype)
+        and isinstance(fortran, bool | int)
+    ):
+        return False
+    if dtype.hasobject:
+        return dtype == np.dtype(object) and isinstance(data, list) and len(data) == math.prod(shape)
+    return isinstance(data, bytes) and len(data) == math.prod(shape) * dtype.itemsize
 
 
 def _scalar(dtype: Any, data: Any = None) -> Any:

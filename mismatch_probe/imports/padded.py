@@ -66,7 +66,12 @@ def as_array(value: Any, name: str, where: str) -> npt.NDArray[Any]:
             raise ConfigError(f"{where}: {name} is refused: {error}") from error
         if value.is_floating_point():
             value = value.float() if value.dtype.itemsize <= 4 else value
-        value = value.numpy()
+        try:
+            value = value.numpy()
+        except (TypeError, RuntimeError) as error:
+            raise ConfigError(
+                f"{where}: {name} is a tensor of {value.dtype}, which is no number here"
+            ) from error
     check_values(value, name, where)
     try:
         return np.asarray(value)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from mismatch_probe.errors import ConfigError
-from mismatch_probe.imports.allowed import allowed_name
+from mismatch_probe.imports.allowed import allowed_name, check_state
 
 MAX_BYTES = 64 << 30
 """A dump file beyond this is refused."""
@@ -46,9 +46,8 @@ class RestrictedUnpickler(pickle._Unpickler):  # noqa: SLF001 (the C one has a p
         return found
 
     def _load_build(self) -> None:
-        """Gives an object its state; a function or class of the list is no object of the file's, and would be changed."""
-        if callable(self.stack[-2]):  # type: ignore[attr-defined]
-            raise pickle.UnpicklingError("it changes a function or a class")
+        """Gives an object its state, if that is one for it."""
+        check_state(self.stack[-2], self.stack[-1])  # type: ignore[attr-defined]
         self.load_build()  # type: ignore[attr-defined]
 
     def _load_bytearray8(self) -> None:
@@ -128,6 +127,7 @@ def _load_torch(source: Path | bytes, size: int, where: str) -> Any:
         LookupError,
         ValueError,
         AssertionError,
+        OSError,
     ):
         pass  # damaged, or not only weights: read below, name by name, which says what is wrong
     module = types.ModuleType("restricted_pickle")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.errors import ConfigError, InconclusiveError, MismatchProbeError
-from mismatch_probe.imports.allowed import allowed_name
+from mismatch_probe.imports.allowed import allowed_name, check_state
 from mismatch_probe.imports.importer import Notes, importers
 from mismatch_probe.imports.unpickling import load_torch_bytes, read_pickle, read_torch
 from mismatch_probe.stages.importing import import_dump
@@ -405,3 +405,58 @@ def test_a_state_for_a_class_or_a_function_is_refused(name: bytes, tmp_path: Pat
     path.write_bytes(b"\x80\x02" + name + b"}X\x01\x00\x00\x00aK\x01sb.")
     with pytest.raises(ConfigError, match="changes a function or a class"):
         read_pickle(path)
+
+
+class _Stated:
+    """Pickles as a numpy object with a state of its own."""
+
+    def __init__(self, make: Any, arguments: tuple[Any, ...], state: Any) -> None:
+        self.made = make, arguments, state
+
+    def __reduce__(self) -> Any:
+        return self.made
+
+
+def _array(dtype: Any, shape: tuple[int, ...], data: Any) -> Any:
+    return _Stated(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, shape, dtype, False, data))
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        # Flags that make eight bytes a pointer to an object.
+        _Stated(np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 63)),
+        _Stated(np.dtype, ("f8", False, True), (3, "<", None, None, None, 1 << 40, 8, 0)),
+        _Stated(np.dtype, ("f8", False, True), (3, 7, None, None, None, -1, -1, 0)),
+        _Stated(np.dtype, ("f8", False, True), 5),
+        _array(np.dtype("f8"), (1 << 30,), b"12345678"),
+        _array(np.dtype("f8"), (-1,), b"12345678"),
+        _array(np.dtype("O"), (1,), b"12345678"),
+        _array("f8", (1,), b"12345678"),
+    ],
+)  # fmt: skip
+def test_a_state_that_cannot_be_is_refused(stated: Any, tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(pickle.dumps(stated))
+    with pytest.raises(ConfigError, match="refused or damaged"):
+        read_pickle(path)
+
+
+def test_a_byte_order_stays_in_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "order"
+    swapped = np.arange(3, dtype=">f8")
+    path.write_bytes(pickle.dumps(swapped))
+    assert read_pickle(path).tolist() == [0, 1, 2]
+    path.write_bytes(pickle.dumps(_Stated(np.dtype, ("f8",), (3, ">", None, None, None, -1, -1, 0))))
+    read_pickle(path)
+    assert np.dtype("f8").isnative
+    assert np.frombuffer(np.ones(1).tobytes(), "f8")[0] == 1
+    names = np.array(["a", "bcd"])
+    path.write_bytes(pickle.dumps([names, np.array([1, "x"], dtype=object), np.float32(2)]))
+    texts, objects, scalar = read_pickle(path)
+    assert (texts.tolist(), objects.tolist(), float(scalar)) == (["a", "bcd"], [1, "x"], 2.0)
+
+
+def test_a_tensor_has_no_state() -> None:
+    with pytest.raises(pickle.UnpicklingError, match="tensor"):
+        check_state(torch.zeros(1), {"a": 1})
