@@ -7,7 +7,7 @@ curves:
 
     accumulator     `DriftAccumulator.update` and both summaries over parts made in memory (benchmarks/streaming.py)
     by-part         `mismatch-probe measure RUN --by-part` on run directories as audits write them, whole process, to 1e7 tokens
-    routing         `RoutingAccumulator.update` over 65,536 tokens, top-8 of 128 experts (benchmarks/routing.py)
+    routing         `RoutingAccumulator.update` over 262,144 tokens, top-8 of 128 experts (benchmarks/routing.py)
 
 Memory is the peak resident set of the process, imports included. Straight means that a line of slope 1 between the two
 largest sizes of a log-log plot fits: the printed slope is that of time less the time of the smallest size.
@@ -32,7 +32,7 @@ import numpy as np
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 ON_DISK = 10_000_000
 LAYERS = (1, 4, 12, 24, 48)
-ROUTED, ROUTED_PART = 65_536, 8192
+ROUTED, ROUTED_PART = 262_144, 8192
 
 
 def accumulate(tokens: int) -> dict[str, float]:

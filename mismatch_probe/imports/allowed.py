@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 from collections import OrderedDict
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+# As numpy pickles them; anything else it may parse as Python.
+_PLAIN_DTYPE = re.compile(r"[a-zA-Z]\d{0,9}")
 _DIMENSIONS = 32
 EXPANDED_BYTES = 1 << 30
 """A tensor whose strides repeat its storage may say at most so many bytes; beyond, the file claims what it has not."""
@@ -115,7 +118,7 @@ class _Dtype:
     """`numpy.dtype` as a pickle names it: called with a plain name, and given its byte order as state."""
 
     def __new__(cls, *arguments: Any) -> Any:
-        if not arguments or not isinstance(arguments[0], str):
+        if not arguments or not isinstance(arguments[0], str) or not _PLAIN_DTYPE.fullmatch(arguments[0]):
             raise pickle.UnpicklingError("a dtype that is no plain name")
         # A copy: what the state says of it must not become true of every array of this process.
         return np.dtype(arguments[0], copy=True)

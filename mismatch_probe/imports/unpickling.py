@@ -128,6 +128,7 @@ def _load_torch(source: Path | bytes, size: int, where: str) -> Any:
         ValueError,
         AssertionError,
         OSError,
+        EOFError,
     ):
         pass  # damaged, or not only weights: read below, name by name, which says what is wrong
     module = types.ModuleType("restricted_pickle")

@@ -1,4 +1,4 @@
-"""A full disk, a read-only one, an engine without memory, a clock that runs backwards, a second writer: one sentence, and the bytes of an undisturbed run.
+"""A full disk, a read-only one, an engine without memory, a second writer: one sentence, and the bytes of an undisturbed run.
 
 Kills at random instants are in benchmarks/kill_recovery.py, which takes an hour.
 """
@@ -158,32 +158,6 @@ def test_an_engine_without_memory(whole, tmp_path, place):
     finished = audit(out, "--resume")
     assert finished.status in (0, 1), finished.stderr
     assert_same(out, whole)
-
-
-BACKWARDS = """
-import datetime, time
-
-real = time.time
-begin = real()
-time.time = lambda: begin - 3600 * (real() - begin)
-
-class Backwards(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(time.time(), tz)
-
-datetime.datetime = Backwards
-"""
-
-
-def test_a_clock_that_runs_backwards(whole, tmp_path):
-    out = tmp_path / "run"
-    finished = audit(out, *ARGUMENTS, **planted(tmp_path, BACKWARDS))
-    assert finished.status in (0, 1), finished.stderr
-    assert_same(out, whole)
-    content = (out / "result.json").read_text() + finished.stderr
-    assert '_seconds": -' not in content
-    assert " -" not in "".join(line for line in finished.stderr.splitlines() if "done in" in line)
 
 
 def test_two_audits_into_one_directory(whole, tmp_path):

@@ -1,6 +1,8 @@
 """Keys planted in the environment, in options and in what a model's engine prints: in no file of a run, no output and no child's command line."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from mismatch_probe.assets.catalog import resolve_model
 
 pytestmark = pytest.mark.engine
 KEYS = {
@@ -126,3 +130,34 @@ def test_an_engine_that_fails_does_not_tell(tmp_path):
     )
     assert done.returncode == 2
     assert_nowhere(run, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def wicked(tmp_path):
+    """A checkpoint that brings code, which leaves a mark when it is run."""
+    folder, mark = tmp_path / "wicked", tmp_path / "code-was-run"
+    shutil.copytree(resolve_model("tiny-qwen3-moe").path, folder)
+    code = f"open({str(mark)!r}, 'w').close()\nfrom transformers import Qwen3MoeConfig as Wicked\n"
+    (folder / "wicked.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "wicked", "auto_map": {"AutoConfig": "wicked.Wicked"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, mark
+
+
+def test_code_of_a_checkpoint_is_not_run(wicked, tmp_path):
+    folder, mark = wicked
+    arguments = ("audit", "--model", str(folder), "--num-prompts", "2", "--samples", "1", "--max-tokens", "4")
+    for rollout in ("vllm", "transformers"):
+        run = tmp_path / rollout
+        done = subprocess.run(
+            [sys.executable, "-m", "mismatch_probe_cli", *arguments, "--rollout", rollout, "--out", str(run)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (2, 3), done.stderr
+        assert "Traceback" not in done.stderr
+        assert "unexpected" not in done.stderr
+        assert not mark.exists()
+        if (run / "manifest.json").is_file():
+            assert json.loads((run / "manifest.json").read_text())["config"]["trust_remote_code"] is False
