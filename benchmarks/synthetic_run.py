@@ -66,11 +66,10 @@ def write_run(path: Path, planted: Planted) -> RunDirectory:
     for part, start in enumerate(starts):
         ids = np.arange(start, min(start + SEQUENCES_PER_PART, total))
         rollout, scores = _part(ids, planted, generator)
-        write_table(run.rollout_part(part), rollout, run.note_part)
-        write_table(run.score_part("train/forward", part), scores, run.note_part)
+        write_table(run.rollout_part(part), rollout)
+        write_table(run.score_part("train/forward", part), scores)
         digest.update(repr(rollout["response_token_ids"].combine_chunks().values.to_numpy()).encode())
     run.write_manifest(_manifest(planted, len(starts), digest.hexdigest()))
-    run.take_checksums()
     return run
 
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
-from mismatch_probe.errors import ConfigError
+from mismatch_probe.errors import ConfigError, RunDirectoryError
 from mismatch_probe.gate import Gate, Held
 from mismatch_probe_reports.format import clean
 from mismatch_probe_reports.png import write_bytes
@@ -59,9 +59,9 @@ def write_junit(gate: Gate, result: Json, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, render_junit(gate, result))
-    except OSError as error:
+    except (OSError, RunDirectoryError) as error:
         raise ConfigError(
-            f"the JUnit file {path} cannot be written: {error.strerror or error}",
+            f"the JUnit file {path} cannot be written: {getattr(error, 'strerror', None) or error}",
             hint="--junit takes the path of a file in a folder that can be written to",
         ) from error
 
