@@ -76,7 +76,8 @@ def look(temporary: Path, out: Path) -> dict[str, int]:
         "threads": int(status["Threads"]),
         "processes": descendants(os.getpid()),
         "temporary": sum(1 for _ in temporary.rglob("*")) + sum(1 for _ in out.rglob("*.partial")),
-        "shared_memory": sum(1 for _ in Path("/dev/shm").iterdir()),
+        # Segments and semaphores are files; folders there are somebody's temporary ones.
+        "shared_memory": sum(entry.is_file() for entry in Path("/dev/shm").iterdir()),
     }
 
 

@@ -79,10 +79,19 @@ def check_given(options: Mapping[str, Any], where: str) -> None:
     for name, value in options.items():
         if isinstance(value, Mapping):
             check_given(value, f"{where}.{name}")
-        elif isinstance(value, str) and REDACTED in value:
+        elif lacks_secret(value):
             raise ConfigError(
                 f"{where}.{name} is not kept in the manifest", hint=f"give it again: --set {where}.{name}=..."
             )
+
+
+def lacks_secret(value: Any) -> bool:
+    """Whether something in options, however deep, was redacted."""
+    if isinstance(value, Mapping):
+        return any(map(lacks_secret, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(lacks_secret, value))
+    return isinstance(value, str) and REDACTED in value
 
 
 def secret_values(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> set[str]:

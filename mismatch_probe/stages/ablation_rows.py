@@ -19,7 +19,7 @@ from mismatch_probe.assets.catalog import resolve_model
 from mismatch_probe.config.model import SamplingConfig
 from mismatch_probe.errors import ConfigError, EngineCrashError, MismatchProbeError
 from mismatch_probe.result import to_json
-from mismatch_probe.secrets import REDACTED
+from mismatch_probe.secrets import lacks_secret
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.job import RefitJob, RolloutJob, ScoreJob
 from mismatch_probe.stages.process import run_worker
@@ -101,7 +101,7 @@ class Subject:
             ConfigError: The run was made with an option that the manifest keeps secret, or its checkpoint is gone.
         """
         section, model = self.config[side], self.manifest["model"]
-        if REDACTED in section["options"].values():
+        if lacks_secret(section["options"]):
             raise ConfigError(
                 f"{side}.options hold a secret that the manifest does not keep",
                 hint="record the run with options that need none",

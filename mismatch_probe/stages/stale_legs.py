@@ -12,7 +12,7 @@ from mismatch_probe.assets.model_facts import ModelFacts, read_model_facts
 from mismatch_probe.errors import ConfigError, InconclusiveError, RunDirectoryError
 from mismatch_probe.preflight.pair import config_differences
 from mismatch_probe.result import to_json
-from mismatch_probe.secrets import REDACTED
+from mismatch_probe.secrets import lacks_secret
 from mismatch_probe.stages.events import Watcher
 from mismatch_probe.stages.job import ScoreJob, Task
 from mismatch_probe.stages.process import run_worker
@@ -150,7 +150,7 @@ def own_readings(run: RunDirectory, manifest: Mapping[str, Any]) -> list[Reading
             f"{run.manifest_path} does not say how train/forward was read: {error} is missing",
             hint="score the run with mismatch-probe",
         ) from error
-    if REDACTED in spec["options"].values():
+    if lacks_secret(spec["options"]):
         raise ConfigError(
             "train.options hold a secret that the manifest does not keep",
             hint="score the run with options that need none",

@@ -76,6 +76,8 @@ def test_a_secret_that_was_not_kept_has_to_be_given_again():
     with pytest.raises(ConfigError, match=r"train.options.loader.hf_token") as caught:
         check_given(redact({"loader": {"hf_token": KEY}}), "train.options")
     assert "--set train.options.loader.hf_token" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match=r"rollout.options.buckets"):
+        check_given(redact({"buckets": [{"secret_key": KEY}]}), "rollout.options")
 
 
 def test_a_log_is_scrubbed(tmp_path):
