@@ -122,6 +122,10 @@ def padded_sequences(
     trained = next((name for name in layout.train if name in arrays), None)
     for name in (layout.attention, *layout.counted, layout.rollout, *([trained] if trained else [])):
         _check_column(arrays[name], length, name, where)
+    for name in (layout.advantage, layout.reward):
+        # One value a sequence, or one a token.
+        if name in arrays and (arrays[name].ndim != 1 or arrays[name].dtype.kind not in "biuf"):
+            _check_column(arrays[name], length, str(name), where)
     for name, array in arrays.items():
         if len(array) != rows:
             raise ConfigError(f"{where}: {name} has {len(array)} rows, {layout.tokens} has {rows}")
