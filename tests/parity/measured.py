@@ -132,7 +132,7 @@ def _record_old(run: RunDirectory, old: list[np.ndarray]) -> None:
         rows = [old[place].tolist() for place in table["sequence_id"].to_pylist()]
         column = pa.array(rows, pa.list_(pa.float32()))
         place = table.schema.get_field_index("old_logprobs")
-        write_table(run.rollout_part(part), table.set_column(place, "old_logprobs", column))
+        write_table(run.rollout_part(part), table.set_column(place, "old_logprobs", column), run.note_part)
 
 
 @dataclass(frozen=True)
