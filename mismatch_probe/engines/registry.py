@@ -35,6 +35,7 @@ class EngineEntry:
         differences: For an engine with a weight file of its own: where that is not the model of the checkpoint folder,
             as (key, the engine's value, the checkpoint's). Takes the folder and `rollout.options`.
         environment: For an engine that cannot run in this environment: where its worker runs, under `rollout.options`.
+        warm: Imports what `make` will import whatever it is told; it touches no device. None where that is little.
     """
 
     make: Callable[[EngineSpec], RolloutEngine]
@@ -42,6 +43,7 @@ class EngineEntry:
     capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None
     differences: Callable[[Path, Mapping[str, Any]], Sequence[tuple[str, str, str]]] | None = None
     environment: Callable[[Mapping[str, Any]], WorkerEnvironment] | None = None
+    warm: Callable[[], object] | None = None
 
     def able(self, options: Mapping[str, Any]) -> EngineCapabilities:
         """What the engine can give when it is started with `options`."""
@@ -69,12 +71,15 @@ def register_engine(
     capabilities_with: Callable[[Mapping[str, Any]], EngineCapabilities] | None = None,
     differences: Callable[[Path, Mapping[str, Any]], Sequence[tuple[str, str, str]]] | None = None,
     environment: Callable[[Mapping[str, Any]], WorkerEnvironment] | None = None,
+    warm: Callable[[], object] | None = None,
 ) -> Callable[[Callable[[EngineSpec], RolloutEngine]], Callable[[EngineSpec], RolloutEngine]]:
     """Decorates an engine's factory so that `--rollout NAME` finds it."""
 
     def register(make: Callable[[EngineSpec], RolloutEngine]) -> Callable[[EngineSpec], RolloutEngine]:
         engines.add(
-            name, EngineEntry(make, capabilities, capabilities_with, differences, environment), summary
+            name,
+            EngineEntry(make, capabilities, capabilities_with, differences, environment, warm),
+            summary,
         )
         return make
 

@@ -28,7 +28,11 @@ from mismatch_probe.engines.registry import register_engine
 from mismatch_probe.engines.transformers_decoding import DecodeRecorder, RouteRecorder
 from mismatch_probe.errors import CaptureError
 from mismatch_probe.scorers.protocol import ScoreRequest, ScorerSpec
-from mismatch_probe.scorers.transformers_scorer import TransformersScorer, transformers_capabilities
+from mismatch_probe.scorers.transformers_scorer import (
+    TransformersScorer,
+    import_models,
+    transformers_capabilities,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -259,6 +263,7 @@ def transformers_engine_capabilities() -> EngineCapabilities:
     "transformers",
     summary="transformers generate with its cache, the control",
     capabilities=transformers_engine_capabilities,
+    warm=import_models,
 )
 def make_transformers_engine(spec: EngineSpec) -> TransformersEngine:
     """Loads the model."""

@@ -59,9 +59,6 @@ class VllmEngine(VllmRefit, VllmLayerStates, VllmRoutes):
                     f"rollout.options.{key} cannot be set: the probe sets it itself",
                     hint=f"remove rollout.options.{key}",
                 )
-        # In-process scheduling makes offline runs repeatable (vLLM's reproducibility notes); the user's own choice wins.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         vllm = _import_vllm()
         from vllm.platforms import current_platform
 
@@ -294,7 +291,15 @@ def vllm_capabilities() -> EngineCapabilities:
     )
 
 
-@register_engine("vllm", summary="vLLM in a process of its own", capabilities=vllm_capabilities)
+def import_engine() -> None:
+    """Imports what starting vLLM needs."""
+    # The class brings in the engine; the package alone does not.
+    _ = _import_vllm().LLM
+
+
+@register_engine(
+    "vllm", summary="vLLM in a process of its own", capabilities=vllm_capabilities, warm=import_engine
+)
 def make_vllm_engine(spec: EngineSpec) -> VllmEngine:
     """Starts vLLM."""
     return VllmEngine(spec)
@@ -303,6 +308,9 @@ def make_vllm_engine(spec: EngineSpec) -> VllmEngine:
 def _import_vllm() -> Any:
     from mismatch_probe.preflight.environment import explain_import_failure
 
+    # In-process scheduling makes offline runs repeatable (vLLM's reproducibility notes); the user's own choice wins.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
         import vllm
     except ModuleNotFoundError as error:

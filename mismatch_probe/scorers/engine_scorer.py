@@ -16,6 +16,7 @@ from mismatch_probe.config.model import SamplingConfig
 from mismatch_probe.config.options import read_options
 from mismatch_probe.engines.protocol import EngineSpec, FixedSequence
 from mismatch_probe.engines.registry import engines
+from mismatch_probe.engines.vllm_engine import import_engine
 from mismatch_probe.errors import CaptureError, ConfigError
 from mismatch_probe.scorers.protocol import (
     ProgressCallback,
@@ -187,6 +188,7 @@ def _read(options: Mapping[str, Any]) -> EngineScorerOptions:
     summary="vLLM reading finished ids, by prefill or by forced decode",
     capabilities=_vllm_capabilities,
     capabilities_with=_vllm_capabilities,
+    warm=import_engine,
 )
 def make_vllm_scorer(spec: ScorerSpec) -> EngineScorer:
     """Starts vLLM as a scorer."""

@@ -22,12 +22,14 @@ class ScorerEntry:
         capabilities: Cheap; imports nothing heavy.
         check: Raises ConfigError where a checkpoint folder cannot be scored under given options; cheap, loads nothing.
         capabilities_with: Capabilities under given `train.options`, where they matter; cheap.
+        warm: Imports what `make` will import whatever it is told; it touches no device. None where that is little.
     """
 
     make: Callable[[ScorerSpec], Scorer]
     capabilities: Callable[[], ScorerCapabilities]
     check: Check | None = None
     capabilities_with: Callable[[Mapping[str, Any]], ScorerCapabilities] | None = None
+    warm: Callable[[], object] | None = None
 
     def able(self, options: Mapping[str, Any]) -> ScorerCapabilities:
         """What the scorer can give when it is loaded with `options`."""
@@ -51,11 +53,12 @@ def register_scorer(
     capabilities: Callable[[], ScorerCapabilities],
     check: Check | None = None,
     capabilities_with: Callable[[Mapping[str, Any]], ScorerCapabilities] | None = None,
+    warm: Callable[[], object] | None = None,
 ) -> Callable[[Callable[[ScorerSpec], Scorer]], Callable[[ScorerSpec], Scorer]]:
     """Decorates a scorer's factory so that `--train NAME` finds it."""
 
     def register(make: Callable[[ScorerSpec], Scorer]) -> Callable[[ScorerSpec], Scorer]:
-        scorers.add(name, ScorerEntry(make, capabilities, check, capabilities_with), summary)
+        scorers.add(name, ScorerEntry(make, capabilities, check, capabilities_with, warm), summary)
         return make
 
     return register

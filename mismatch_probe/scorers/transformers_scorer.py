@@ -304,8 +304,16 @@ def transformers_capabilities() -> ScorerCapabilities:
     return ScorerCapabilities(scoring=True, routing=True, replay=True, hidden_states=True, keep_sets=True)
 
 
+def import_models() -> None:
+    """Imports what loading a model with transformers needs."""
+    _import_transformers()
+
+
 @register_scorer(
-    "transformers", summary="transformers forward, padded batches", capabilities=transformers_capabilities
+    "transformers",
+    summary="transformers forward, padded batches",
+    capabilities=transformers_capabilities,
+    warm=import_models,
 )
 def make_transformers_scorer(spec: ScorerSpec) -> TransformersScorer:
     """Loads the model."""

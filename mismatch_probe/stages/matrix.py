@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mismatch_probe.config.model import ProbeConfig
 from mismatch_probe.errors import MismatchProbeError, RunDirectoryError
 from mismatch_probe.result import read_result
 from mismatch_probe.stages.events import Watcher
+from mismatch_probe.stages.executor import open_executor
 from mismatch_probe.stages.matrix_plan import Cell, plan_cells
 from mismatch_probe.stages.matrix_summary import summarise_matrix
 from mismatch_probe.stages.plan import RunPlan, make_plan
@@ -132,7 +133,13 @@ def _run_cell(
             begin_manifest(run, plan, command, resume=False)
         if recorded is not None:
             _borrow_rollout(recorded, run)
-        result = audit_run(run, plan, watcher, command=command, resume=True, simulate=cell.is_pair)
+        ahead: tuple[Literal["record", "score"], ...] = (
+            ("record", "score") if recorded is None else ("score",)
+        )
+        with open_executor(cell.config, () if begun else ahead) as execute:
+            result = audit_run(
+                run, plan, watcher, execute, command=command, resume=True, simulate=cell.is_pair
+            )
         finish(run, result)
         manifest = run.read_manifest()
         manifest["stages"]["cell"] = "done"

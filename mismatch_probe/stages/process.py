@@ -10,21 +10,37 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mismatch_probe import errors
 from mismatch_probe.engines.foreign_python import foreign_environment
 from mismatch_probe.engines.registry import WorkerEnvironment, engines
 from mismatch_probe.errors import EngineCrashError, EngineKilledError, MismatchProbeError
+from mismatch_probe.process_lifetime import end_process
 from mismatch_probe.secrets import scrub, scrub_file, secret_values
 from mismatch_probe.stages.job import Job, RolloutJob, Task
 
-_GRACE_S = 20
+if TYPE_CHECKING:
+    from mismatch_probe.stages.spare import SpareProcess
+
 _KINDS: dict[str, type[MismatchProbeError]] = {
     name: kind
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, MismatchProbeError)
 }
+
+
+WORKER_MODULE = "mismatch_probe.stages.worker"
+
+
+def worker_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a worker.
+
+    Args:
+        environment: Variables beside this process's own.
+    """
+    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**quiet, **os.environ, **(environment or {})}
 
 
 class WorkerProcess:
@@ -35,6 +51,8 @@ class WorkerProcess:
         log: Where the engine's own output goes (appended).
         environment: Variables of the process beside this process's own.
         handed: Whether tasks are handed over one by one (`hand`) instead of being the job's.
+        spare: A process that waits for such a job; it ends with this one. Used unless it has died, or with `environment` or
+            `handed`.
     """
 
     def __init__(
@@ -44,28 +62,39 @@ class WorkerProcess:
         environment: Mapping[str, str] | None = None,
         *,
         handed: bool = False,
+        spare: SpareProcess | None = None,
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         self._end: dict[str, Any] | None = None
+        self._tasks: TextIO | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="mismatch-probe-")
         job_file = Path(self._folder.name) / "job.json"
         job_file.write_text(job.model_dump_json(), encoding="utf-8")
+        variables = worker_variables(environment)
+        self._secrets = secret_values(job.spec.get("options", {}), variables)
+        self._spare = spare
+        given = None if spare is None or environment or handed else spare.give(job_file, log)
+        if given is None:
+            given = self._start(job, job_file, variables, handed=handed)
+        self._process, self._stream = given
+
+    def _start(
+        self, job: Job, job_file: Path, variables: dict[str, str], *, handed: bool
+    ) -> tuple[subprocess.Popen[bytes], TextIO]:
         receive, send = os.pipe()
-        theirs, self._tasks = [send], None
+        theirs = [send]
         if handed:
             take, give = os.pipe()
             theirs.append(take)
             self._tasks = os.fdopen(give, "w", buffering=1, encoding="utf-8")
-        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-        variables = {**quiet, **os.environ, **(environment or {})}
-        python, module = sys.executable, "mismatch_probe.stages.worker"
+        python, module = sys.executable, WORKER_MODULE
         foreign = _foreign(job)
         if foreign is not None and str(foreign.python) != sys.executable:
             python, module = str(foreign.python), foreign.module
             variables = foreign_environment(Path(self._folder.name), variables)
-        with log.open("ab") as log_file:
-            self._process = subprocess.Popen(  # noqa: S603 - an interpreter and our own module
+        with self._log.open("ab") as log_file:
+            process = subprocess.Popen(  # noqa: S603 - an interpreter and our own module
                 [python, "-m", module, str(job_file), *map(str, theirs)],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
@@ -75,8 +104,7 @@ class WorkerProcess:
             )
         for descriptor in theirs:
             os.close(descriptor)
-        self._stream = os.fdopen(receive, encoding="utf-8")
-        self._secrets = secret_values(job.spec.get("options", {}), variables)
+        return process, os.fdopen(receive, encoding="utf-8")
 
     def hand(self, task: Task) -> None:
         """Hands a task over; one that is dead already is found out by its events."""
@@ -116,8 +144,10 @@ class WorkerProcess:
     def stop(self) -> None:
         """Ends the process, politely at first; nothing happens to one that has ended."""
         self._close_tasks()
-        _stop(self._process)
+        end_process(self._process)
         self._stream.close()
+        if self._spare is not None:
+            self._spare.stop()
         self._folder.cleanup()
         # An engine may print its options, or all its environment.
         scrub_file(self._log, self._secrets)
@@ -142,6 +172,8 @@ def run_worker(
     log: Path,
     on_event: Callable[[dict[str, Any]], None],
     environment: Mapping[str, str] | None = None,
+    *,
+    spare: SpareProcess | None = None,
 ) -> dict[str, Any]:
     """Runs a job in a process of its own and waits for it.
 
@@ -150,6 +182,7 @@ def run_worker(
         log: Where the engine's own output goes (appended).
         on_event: Called with every event.
         environment: Variables of the worker beside this process's own.
+        spare: A process that waits for such a job.
 
     Returns:
         The facts of the engine that ran.
@@ -157,7 +190,7 @@ def run_worker(
     Raises:
         MismatchProbeError: As `WorkerProcess.finish`.
     """
-    worker = WorkerProcess(job, log, environment)
+    worker = WorkerProcess(job, log, environment, spare=spare)
     try:
         for event in worker.events():
             on_event(event)
@@ -176,13 +209,3 @@ def _failure(end: dict[str, Any] | None, status: int, log: Path) -> MismatchProb
     if kind is None:
         return EngineCrashError(f"the engine process failed: {end['message']}", hint=where)
     return kind(end["message"], hint=end["hint"])
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mismatch_probe.stages.events import Watcher
-from mismatch_probe.stages.executor import open_executor
+from mismatch_probe.stages.executor import Execute
 from mismatch_probe.stages.measure import measure_run
 from mismatch_probe.stages.plan import RunPlan
 from mismatch_probe.stages.record_score import begin_manifest, planned_stages, record, score
@@ -16,7 +16,14 @@ from mismatch_probe.trace.run_directory import RunDirectory
 
 
 def audit_run(
-    run: RunDirectory, plan: RunPlan, watcher: Watcher, *, command: str, resume: bool, simulate: bool = True
+    run: RunDirectory,
+    plan: RunPlan,
+    watcher: Watcher,
+    execute: Execute,
+    *,
+    command: str,
+    resume: bool,
+    simulate: bool = True,
 ) -> dict[str, Any]:
     """Records, scores, measures and simulates; does only what is not on disk yet. The caller holds the run directory.
 
@@ -24,6 +31,7 @@ def audit_run(
         run: Where to.
         plan: What.
         watcher: Told of progress.
+        execute: Where the engines run.
         command: The command line, for the report.
         resume: Whether the run was begun before.
         simulate: Whether corrections are simulated.
@@ -37,9 +45,8 @@ def audit_run(
     begin_manifest(run, plan, command, resume=resume)
     legs = (*plan.rollout_legs(), *plan.train_legs())
     watcher.stages_planned([*planned_stages(run, plan, legs), *([(SIMULATE, None)] if simulate else [])])
-    with open_executor(plan.config) as execute:
-        record(run, plan, watcher, execute)
-        score(run, plan, watcher, execute)
+    record(run, plan, watcher, execute)
+    score(run, plan, watcher, execute)
     watcher.message("measuring")
     result = measure_run(run, plan.config.bars)
     return simulate_run(run, SimulationPlan(), watcher) if simulate else result

@@ -1,8 +1,10 @@
 """The process that holds an engine: reads a job, writes parts, reports events.
 
 Run as `python -m mismatch_probe.stages.worker JOB.json EVENT_FD [TASK_FD]`. With a third argument tasks come as JSON lines
-from that descriptor until it closes, in place of the job's own. Whatever an engine prints goes to this process's stdout and
-stderr (a log file); events go as JSON lines to their own descriptor, so no engine can garble them.
+from that descriptor until it closes, in place of the job's own. `--wait rollout|train NAME ORDER_FD EVENT_FD` imports what
+that engine or scorer needs, then waits for a line on ORDER_FD that names a job and a log; it ends if none comes. Whatever an
+engine prints goes to this process's stdout and stderr (a log file); events go as JSON lines to their own descriptor, so no
+engine can garble them.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from mismatch_probe.errors import MismatchProbeError
 from mismatch_probe.process_lifetime import die_with_parent
 from mismatch_probe.stages.job import Job, LayerStatesJob, RefitJob, RolloutJob, Task
+
+if TYPE_CHECKING:
+    from mismatch_probe.stages.spare import Kind
 
 
 class EventWriter:
@@ -45,6 +50,13 @@ def main(arguments: list[str]) -> int:
         0, or 1 after an "error" event.
     """
     die_with_parent()
+    if arguments[0] == "--wait":
+        job_file = wait_for_job(
+            ("rollout" if arguments[1] == "rollout" else "train", arguments[2]), int(arguments[3])
+        )
+        if job_file is None:
+            return 0
+        arguments = [job_file, arguments[4]]
     events = EventWriter(int(arguments[1]))
     try:
         job: Job = TypeAdapter(Job).validate_json(Path(arguments[0]).read_text("utf-8"))
@@ -78,6 +90,33 @@ def main(arguments: list[str]) -> int:
         )
         return 1
     return 0
+
+
+def wait_for_job(kind: Kind, orders: int) -> str | None:
+    """Imports what a job of this kind needs and waits for the job.
+
+    Args:
+        kind: What this process is for.
+        orders: Descriptor that one line comes from.
+
+    Returns:
+        Path of the job, or None if there will be none. From here on this process's output goes to the log that was named.
+    """
+    from mismatch_probe.stages.spare import take_over_log, warm_of
+
+    if (warm := warm_of(kind)) is not None:
+        try:
+            warm()
+        except Exception:
+            # The job will meet it again and report it.
+            traceback.print_exc()
+    with os.fdopen(orders, encoding="utf-8") as lines:
+        line = lines.readline()
+    if not line:
+        return None
+    order = json.loads(line)
+    take_over_log(Path(order["said"]), Path(order["log"]))
+    return str(order["job"])
 
 
 def _handed(arguments: list[str]) -> Iterator[Task] | None:

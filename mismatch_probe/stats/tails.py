@@ -15,6 +15,7 @@ from mismatch_probe.stats.estimate import Estimate
 from mismatch_probe.stats.intervals import MIN_CLUSTERS, POSITIVE_MEAN, interval_from_table
 from mismatch_probe.stats.layout import FloatArray, cluster_table, finite_array
 
+_SAMPLE = 4096
 LEVELS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 TAUS = (1.25, 2.0, 5.0)
 
@@ -26,6 +27,32 @@ def quantiles(values: npt.ArrayLike, levels: Sequence[float] = LEVELS) -> tuple[
         InconclusiveError: No values, or values that are not finite.
     """
     return tuple(float(q) for q in np.quantile(finite_array(values, "values"), levels))
+
+
+def upper_quantile(values: npt.ArrayLike, level: float) -> float:
+    """One quantile as of `quantiles`, in a pass over all values and a sort of few, if it is far up.
+
+    Args:
+        values: [n].
+        level: In [0, 1].
+
+    Raises:
+        InconclusiveError: No values, or values that are not finite.
+    """
+    array = finite_array(values, "values").reshape(-1)
+    # Whatever is not above a bound below the quantile only has to be counted; every so many values tell a likely bound.
+    some = np.sort(array[:: max(1, array.size // _SAMPLE)])
+    bound = some[int(max(0.0, 2 * level - 1 - 0.01) * (some.size - 1))]
+    upper = array[array >= bound]
+    below = array.size - upper.size
+    place = level * (array.size - 1)
+    if below > math.floor(place):
+        return float(np.quantile(array, level))
+    # The same interpolation between the same two order statistics.
+    low = math.floor(place) - below
+    high = min(low + 1, upper.size - 1)
+    pair = np.partition(upper, (low, high))[[low, high]]
+    return float(np.quantile(pair, place - math.floor(place)))
 
 
 def top_share(values: npt.ArrayLike, fraction: float = 0.001) -> float | None:

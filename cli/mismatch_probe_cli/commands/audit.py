@@ -92,6 +92,7 @@ def audit(
     """
     from mismatch_probe.config.load import load_config
     from mismatch_probe.errors import ConfigError
+    from mismatch_probe.stages.executor import open_executor
     from mismatch_probe.stages.plan import make_plan
     from mismatch_probe.stages.whole_audit import audit_run
     from mismatch_probe.trace.run_directory import RunDirectory
@@ -140,10 +141,14 @@ def audit(
                 report=report,
             )
         )
-    with ProgressWatcher() as watcher:
+    # What a run to resume still lacks is not known yet.
+    with (
+        ProgressWatcher() as watcher,
+        open_executor(settings, () if resume else ("record", "score")) as execute,
+    ):
         plan = make_plan(settings, watcher)
         with run.claim(force=force, resume=resume):
-            result = audit_run(run, plan, watcher, command=command_line(), resume=resume)
+            result = audit_run(run, plan, watcher, execute, command=command_line(), resume=resume)
             files = write_reports(run, result, redact, draw=report)
     show_result(result, run, files, output_format)
     raise typer.Exit(int(result["exit_code"]))

@@ -66,7 +66,7 @@ def record(
         )
     run = RunDirectory(settings.out)
     run.check_free(force=force, resume=False, shared=not share.is_whole)
-    with ProgressWatcher() as watcher:
+    with ProgressWatcher() as watcher, open_executor(settings, ("record",)) as execute:
         plan = make_plan(settings, watcher)
         with run.claim(force=force, shared=not share.is_whole):
             if share.is_whole:
@@ -74,8 +74,7 @@ def record(
             else:
                 begin_shard(run, plan, command_line(), share)
             watcher.stages_planned(planned_stages(run, plan, plan.rollout_legs(), share))
-            with open_executor(settings) as execute:
-                record_stage(run, plan, watcher, execute, share)
+            record_stage(run, plan, watcher, execute, share)
 
 
 def score(
@@ -120,7 +119,7 @@ def score(
         run.resume_base(),
     )
     share = _share(shard, settings)
-    with ProgressWatcher() as watcher:
+    with ProgressWatcher() as watcher, open_executor(settings, ("score",)) as execute:
         plan = plan_imported(run, settings, watcher) if imported else make_plan(settings, watcher)
         with run.claim(resume=True, shared=not share.is_whole):
             with run.manifest_lock():
@@ -129,8 +128,7 @@ def score(
                 else:
                     begin_manifest(run, plan, command_line(), resume=True)
             watcher.stages_planned(planned_stages(run, plan, plan.train_legs(), share))
-            with open_executor(settings) as execute:
-                score_stage(run, plan, watcher, execute, share)
+            score_stage(run, plan, watcher, execute, share)
 
 
 def _share(shard: str | None, settings: ProbeConfig) -> Shard:

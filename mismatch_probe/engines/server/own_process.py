@@ -9,10 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mismatch_probe.errors import EngineUnavailableError
-from mismatch_probe.process_lifetime import die_with_parent
+from mismatch_probe.process_lifetime import die_with_parent, end_process
 
 HOST = "127.0.0.1"
-_GRACE_S = 20
 
 
 class OwnServerProcess:
@@ -79,13 +78,8 @@ class OwnServerProcess:
 
     def stop(self) -> None:
         """Ends the server, politely first."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(_GRACE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._process is not None:
+            end_process(self._process)
 
 
 def _free_port() -> int:

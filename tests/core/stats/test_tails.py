@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from mismatch_probe.errors import ConfigError, InconclusiveError
 from mismatch_probe.stats import extreme_rates, quantiles, top_share
+from mismatch_probe.stats.tails import upper_quantile
 
 
 def test_rates_match_exact_values(suites, check_case):
@@ -50,6 +51,21 @@ def test_top_share_on_a_worked_example():
         top_share([-1.0])
     with pytest.raises(ConfigError):
         extreme_rates([0.1], (1.0,))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50, 101, 5000, 20_001])
+@pytest.mark.parametrize("level", [0.0, 0.5, 0.9, 0.99, 0.999, 1.0])
+@pytest.mark.parametrize("kind", ["normal", "sorted", "reversed", "ties", "periodic"])
+def test_the_upper_quantile_is_the_quantile(size, level, kind):
+    values = np.random.default_rng(size).normal(size=size)
+    if kind in ("sorted", "reversed"):
+        values = np.sort(values)[:: 1 if kind == "sorted" else -1]
+    elif kind == "ties":
+        values = np.round(values)
+    elif kind == "periodic":
+        # What every so many values tell is wrong.
+        values[:: max(1, size // 4096)] += 100
+    assert upper_quantile(values, level) == quantiles(values, (level,))[0]
 
 
 def test_quantiles_reach_both_ends():
