@@ -13,7 +13,7 @@ MEGATRON := $(VENV)/.ready-megatron
 SGLANG_VENV := .venv-sglang
 SGLANG := $(SGLANG_VENV)/.ready
 
-.PHONY: help audit test test-slow check docs format install sglang clean
+.PHONY: help audit test test-slow check bench docs format install sglang clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ check: $(READY)  ## Formatting, lint, types, architecture
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: $(READY) $(PARITY)  ## Speed and memory beside TRL, verl, arviz-stats and the bare engines, into build/bench
+	@$(BIN)/python benchmarks/side_by_side.py
 
 docs: $(READY)  ## Build the documentation site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file tools/mkdocs.yml

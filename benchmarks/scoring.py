@@ -163,7 +163,10 @@ def main() -> None:
                 found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
                 return found
 
-            rows = [(child("ours"), child("trl")) for _ in range(arguments.pairs)]
+            rows = []
+            for pair in range(arguments.pairs):
+                read = {side: child(side) for side in (("ours", "trl") if pair % 2 else ("trl", "ours"))}
+                rows.append((read["ours"], read["trl"]))
             plain = child("plain")
             difference = np.abs(np.load(folder / "ours.npy") - np.load(folder / "plain.npy")).max()
             speed = [float(np.median([row[side]["speed"] for row in rows])) for side in (0, 1)]

@@ -173,3 +173,38 @@ def test_two_audits_into_one_directory(whole, tmp_path):
         assert_clear(audit(out, *arguments), str(out))
     assert first.wait() in (0, 1), first.stderr.read()
     assert_same(out, whole)
+
+
+CLOCK = """
+import os, sys, time
+
+real, behind, renamed = time.time, [0.0], []
+
+def turn_back(event, arguments):
+    # With every part the clock goes a day back, and so do the times of the files.
+    if event == "os.rename" and "part-" in str(arguments[1]):
+        behind[0] += 86400.0
+        os.utime(arguments[0], (time.time(), time.time()))
+        renamed.append(arguments[1])
+        if len(renamed) == KILL_AT:
+            os.kill(os.getppid(), 9)
+            os.kill(os.getpid(), 9)
+
+time.time = lambda: real() - behind[0]
+time.time_ns = lambda: int(time.time() * 1e9)
+sys.addaudithook(turn_back)
+"""
+
+
+@pytest.mark.parametrize("kill_at", [None, 3])
+def test_a_clock_that_goes_backwards(whole, tmp_path, kill_at):
+    out = tmp_path / "run"
+    finished = audit(out, *ARGUMENTS, **planted(tmp_path, CLOCK.replace("KILL_AT", repr(kill_at))))
+    if kill_at is None:
+        assert finished.status in (0, 1), finished.stderr
+    else:
+        # Gone on with by a clock that is days ahead of the files.
+        assert finished.status == -9
+        finished = audit(out, "--resume")
+        assert finished.status in (0, 1), finished.stderr
+    assert_same(out, whole)
