@@ -1,5 +1,7 @@
 """Real runs of the command line on real engines, made once a session and shared."""
 
+import dataclasses
+import fcntl
 import json
 import shutil
 from dataclasses import dataclass
@@ -29,16 +31,25 @@ class Audited:
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Audited:
-    """The embedded model through both engines, every leg, two parts on disk."""
-    path = tmp_path_factory.mktemp("runs") / "embedded"
-    legs = ["rollout/decode", "rollout/prefill", "rollout/forced", "rollout/refit", "train/forward", "train/replay",
-            "train/reference", "train/repeat"]  # fmt: skip
-    finished = run_cli(
-        "audit", "--out", str(path), "--num-prompts", "32", "--set", f"legs={json.dumps(legs)}",
-    )  # fmt: skip
+def embedded(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Audited:
+    """The embedded model through both engines, every leg, two parts on disk. Made once; each worker has a copy."""
+    own = tmp_path_factory.mktemp("runs") / "embedded"
+    together = tmp_path_factory.getbasetemp()
+    master = (together if worker_id == "master" else together.parent) / "embedded"
+    said = master.with_suffix(".json")
+    with master.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.is_file():
+            legs = ["rollout/decode", "rollout/prefill", "rollout/forced", "rollout/refit", "train/forward", "train/replay",
+                    "train/reference", "train/repeat"]  # fmt: skip
+            finished = run_cli(
+                "audit", "--out", str(master), "--num-prompts", "32", "--set", f"legs={json.dumps(legs)}",
+            )  # fmt: skip
+            said.write_text(json.dumps(dataclasses.asdict(finished)))
+    finished = Finished(**json.loads(said.read_text()))
     assert finished.status in (0, 1), finished.stderr
-    return Audited(path, finished)
+    shutil.copytree(master, own)
+    return Audited(own, finished)
 
 
 @pytest.fixture(scope="session")

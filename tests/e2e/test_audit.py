@@ -97,6 +97,7 @@ def test_a_reload_of_the_same_weights_is_judged_beside_the_drift(embedded):
     assert result["causes"]["diagnosis"]["status"] == "nothing_to_explain"
 
 
+@pytest.mark.slow
 def test_a_dense_model_survives_a_reload_bit_for_bit(dense_model, tmp_path):
     prompts, out = tmp_path / "p.txt", tmp_path / "run"
     prompts.write_text("".join(f"{i}+{i + 3}=\n" for i in range(4)))

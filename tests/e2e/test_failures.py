@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.engine
+# Prompts as ids: reading a tokenizer is much of what a small audit does.
+PROMPTS = Path(__file__).with_name("prompts_as_ids.jsonl")
 ARGUMENTS = (
+    *("--prompts", str(PROMPTS)),
     *("--rollout", "transformers", "--num-prompts", "4", "--samples", "2", "--max-tokens", "16", "--no-report"),
     *("--set", "part_sequences=2", "--set", "routing=false", "--set", 'legs=["rollout/decode", "train/forward"]'),
 )  # fmt: skip
@@ -152,7 +155,13 @@ if "mismatch_probe.stages.worker" in sys.orig_argv:
 """
 
 
-@pytest.mark.parametrize("place", ["rollout/part-00001.parquet", "train/forward/part-00000.parquet"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "rollout/part-00001.parquet",
+        pytest.param("train/forward/part-00000.parquet", marks=pytest.mark.slow),
+    ],
+)
 def test_an_engine_without_memory(whole, tmp_path, place):
     out = tmp_path / "run"
     starved = audit(out, *ARGUMENTS, **planted(tmp_path, STARVE.replace("PLACE", repr(place))))
@@ -196,7 +205,7 @@ sys.addaudithook(turn_back)
 """
 
 
-@pytest.mark.parametrize("kill_at", [None, 3])
+@pytest.mark.parametrize("kill_at", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_a_clock_that_goes_backwards(whole, tmp_path, kill_at):
     out = tmp_path / "run"
     finished = audit(out, *ARGUMENTS, **planted(tmp_path, CLOCK.replace("KILL_AT", repr(kill_at))))

@@ -32,6 +32,7 @@ def glm(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_gate_weights_of_a_scaled_sigmoid_router_compare(glm, tmp_path):
     from mismatch_probe.assets.catalog import resolve_model
 

@@ -42,6 +42,7 @@ def drift(result, start, end):
     ]
 
 
+@pytest.mark.slow
 def test_fsdp_on_two_processes_reads_what_one_process_reads(embedded, tmp_path):
     trace, result, facts = read_by("fsdp", embedded, tmp_path / "run")
     one = Trace(RunDirectory(embedded.path), 2)
@@ -53,7 +54,7 @@ def test_fsdp_on_two_processes_reads_what_one_process_reads(embedded, tmp_path):
     assert result["routing"]["replay"]["self_replay"]["exact"] is True
 
 
-@pytest.mark.parametrize("scorer", ["tensor-parallel", "megatron"])
+@pytest.mark.parametrize("scorer", [pytest.param("tensor-parallel", marks=pytest.mark.slow), "megatron"])
 def test_another_order_of_operations_drifts_like_rounding_and_replay_takes_most_of_it(
     embedded, tmp_path, scorer
 ):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from reports.sample import dense, drifting
 
+from mismatch_probe.errors import RunDirectoryError
 from mismatch_probe_reports import write_report
 
 
@@ -39,8 +40,9 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunDirectoryError, match="No space left") as caught:
         write_report(dense(), tmp_path)
+    assert "make room" in (caught.value.hint or "")
     assert (tmp_path / "report.html").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 

@@ -116,6 +116,7 @@ def test_any_number_of_ranges_gives_the_same_bits(run, drift, workers):
     assert len(ranges[-1]) == min(workers, PARTS)
 
 
+@pytest.mark.slow
 def test_ray_tasks_give_the_same_bits(run, drift):
     executor = RayExecutor(RayConfig(workers=2))
     try:
