@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import gguf
+import gguf.quants
 import torch
 from safetensors.torch import load_file
 
@@ -28,8 +29,20 @@ TOP = {
 }
 
 
-def write_gguf(checkpoint: Path, path: Path, **changes: float) -> Path:
-    """Writes float32 weights; `changes` replace numbers of the metadata (rope_theta, rms_norm_eps) to plant a fault."""
+def write_gguf(checkpoint: Path, path: Path, tensor_type: str = "F32", **changes: float) -> Path:
+    """Writes float32 weights; `changes` replace numbers of the metadata (rope_theta, rms_norm_eps) to plant a fault.
+
+    Of another `tensor_type` (Q8_0, Q4_0) are the matrices; norms and routers stay float32, as llama.cpp's own quantizer has it.
+    """
+    kind = gguf.GGMLQuantizationType[tensor_type]
+
+    def add(name: str, tensor: torch.Tensor) -> None:
+        values = tensor.numpy()
+        if tensor_type == "F32" or values.ndim < 2 or "gate_inp" in name:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
     config = {**json.loads((checkpoint / "config.json").read_text()), **changes}
     experts = config.get("num_experts") or config.get("num_local_experts") or 0
     writer = gguf.GGUFWriter(path, "qwen3moe" if experts else "qwen3")
@@ -56,15 +69,15 @@ def write_gguf(checkpoint: Path, path: Path, **changes: float) -> Path:
     }
     for name, new in TOP.items():
         if name in tensors:
-            writer.add_tensor(new, tensors[name].numpy())
+            add(new, tensors[name])
     for layer in range(config["num_hidden_layers"]):
         own = f"model.layers.{layer}."
         for name, new in LAYER.items():
             if own + name in tensors:
-                writer.add_tensor(f"blk.{layer}.{new}", tensors[own + name].numpy())
+                add(f"blk.{layer}.{new}", tensors[own + name])
         for part in ("gate", "up", "down") if experts else ():
             stack = torch.stack([tensors[f"{own}mlp.experts.{i}.{part}_proj.weight"] for i in range(experts)])
-            writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", stack.numpy())
+            add(f"blk.{layer}.ffn_{part}_exps.weight", stack)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -68,7 +68,12 @@ class SpareExecutor:
                 self._prepare_next()
             on_event(event)
 
-        return run_worker(job, log, follow, spare=spare)
+        try:
+            return run_worker(job, log, follow, spare=spare)
+        finally:
+            # It may never have got its job: the disk is full, say.
+            if spare is not None:
+                spare.stop()
 
     def close(self) -> None:
         """Ends the process that waits."""

@@ -93,6 +93,8 @@ class Workbench:
             "mismatch_probe.assets.catalog.write_random_checkpoint",
         ):
             self.patch.setattr(place, _border)
+        # Nothing is made ready for engines that will not start.
+        self.patch.setattr("mismatch_probe.stages.executor.expected_jobs", lambda *_: [])
         self.patch.setattr(showing, "write_reports", self._write_reports)
         self._model = self._make_model()
         self._gguf = write_gguf(self._model, self.folder / "model.gguf")

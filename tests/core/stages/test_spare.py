@@ -141,6 +141,16 @@ def test_a_wrong_guess_ends_without_a_trace(odd_job, temporary):
     assert not list(temporary.iterdir())
 
 
+def test_a_job_that_cannot_even_be_written_down_ends_the_process(odd_job, temporary, monkeypatch):
+    before = children()
+    executor = SpareExecutor([ODD])
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        executor(odd_job("well"), temporary.parent / "log", lambda event: None)
+    executor.close()
+    assert children() == before
+
+
 def test_what_is_unknown_or_has_nothing_to_import_gets_no_process(temporary):
     assert warm_of(("rollout", "no-such-engine")) is None
     assert warm_of(("rollout", "openai")) is None
