@@ -205,7 +205,8 @@ sys.addaudithook(turn_back)
 """
 
 
-@pytest.mark.parametrize("kill_at", [pytest.param(None, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [None, 3])
 def test_a_clock_that_goes_backwards(whole, tmp_path, kill_at):
     out = tmp_path / "run"
     finished = audit(out, *ARGUMENTS, **planted(tmp_path, CLOCK.replace("KILL_AT", repr(kill_at))))
