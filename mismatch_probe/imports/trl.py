@@ -17,6 +17,7 @@ from mismatch_probe.imports.importer import (
     register_importer,
     token_ids,
 )
+from mismatch_probe.trace.parquet_pages import PageClaimError, open_parquet
 
 _RENAMED = {
     "prompt_ids": "prompt_token_ids",
@@ -40,11 +41,10 @@ def trl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
     was sampled, and the difference would look like drift.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for file in dump_files(path, ("**/completions_*.parquet",), "TRL completions table"):
         try:
-            table = pq.ParquetFile(file)
+            table = open_parquet(file)
             missing = [name for name in _NEEDED if name not in table.schema_arrow.names]
             if missing:
                 raise InconclusiveError(
@@ -57,7 +57,14 @@ def trl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
                 for row in batch.to_pylist():
                     yield _sequence(row, f"{file.name} row {number}", notes)
                     number += 1
-        except (pa.ArrowException, MemoryError, OSError, UnicodeDecodeError, NotImplementedError) as error:
+        except (
+            pa.ArrowException,
+            PageClaimError,
+            MemoryError,
+            OSError,
+            UnicodeDecodeError,
+            NotImplementedError,
+        ) as error:
             raise ConfigError(f"{file} is damaged: {error}") from error
 
 

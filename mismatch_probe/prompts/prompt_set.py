@@ -15,6 +15,7 @@ from mismatch_probe.assets.catalog import ModelSource, random_prompts
 from mismatch_probe.assets.model_facts import ModelFacts
 from mismatch_probe.config.model import PromptConfig
 from mismatch_probe.errors import ConfigError
+from mismatch_probe.trace.parquet_pages import open_parquet
 
 _MAX_LINE_CHARS = 4_000_000
 _READERS = (".jsonl", ".json", ".parquet", ".txt")
@@ -123,9 +124,8 @@ def _read(path: Path) -> list[_RawPrompt]:
         raise ConfigError(f"prompt file {path} does not exist", hint="check the path after --prompts")
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            rows = pq.read_table(path).to_pylist()
+            with open_parquet(path) as table:
+                rows = table.read().to_pylist()
             return [_from_row(row, index, path) for index, row in enumerate(rows)]
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mismatch_probe.errors import RunDirectoryError
+from mismatch_probe.trace.parquet_pages import open_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,11 +141,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         RunDirectoryError: The part is damaged, or a column is missing or of another type.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        # read_table would import pyarrow's datasets, and with them pandas, which takes a second.
-        with pq.ParquetFile(path) as part:
+        # pyarrow's read_table would import its datasets, and with them pandas, which takes a second.
+        with open_parquet(path) as part:
             return part.read().select(schema.names).cast(schema)
     # A name that is no UTF-8 comes out as a ValueError, a type that Arrow does not have as a NotImplementedError.
     except (pa.ArrowException, MemoryError, OSError, KeyError, ValueError, NotImplementedError) as error:
