@@ -39,6 +39,7 @@ class ProbeExtension(WeightProbe, LayerStateProbe, KeepSetProbe):
     _step: dict[int, Any]
     _step_weights: dict[int, Any]
     _gates: dict[int, Any]
+    _scales: dict[int, float]
     _ordered: bool
     _num_layers: int
 
@@ -134,7 +135,7 @@ class ProbeExtension(WeightProbe, LayerStateProbe, KeepSetProbe):
 
     def _hook_routers(self) -> int:
         self._routes, self._weights = {}, {}
-        self._step, self._step_weights = {}, {}
+        self._step, self._step_weights, self._scales = {}, {}, {}
         modules = [
             module
             for module in self.model_runner.model.modules()
@@ -148,11 +149,12 @@ class ProbeExtension(WeightProbe, LayerStateProbe, KeepSetProbe):
         for module in modules:
             # Where vLLM scales the experts' summed output, its router leaves the factor out of the weights.
             scale = float(getattr(module, "routed_scaling_factor", 1.0))
-            self._hook_router(module.router, layers.index(int(module.layer_id)), scale)
+            self._scales[layers.index(int(module.layer_id))] = scale
+            self._hook_router(module.router, layers.index(int(module.layer_id)))
         self._num_layers = len(layers)
         return len(layers)
 
-    def _hook_router(self, router: Any, index: int, scale: float) -> None:
+    def _hook_router(self, router: Any, index: int) -> None:
         compute_routing = getattr(router, "_compute_routing", None)
 
         def keep_gates(*args: Any, **kwargs: Any) -> Any:
@@ -162,14 +164,13 @@ class ProbeExtension(WeightProbe, LayerStateProbe, KeepSetProbe):
             return weights, ids
 
         def capture(ids: torch.Tensor) -> None:
+            # Kept as they are: putting them in order is done once a step for all layers.
             gates = self._gates.pop(index, None)
+            self._step[index] = ids.detach().clone()
             if gates is None or gates.shape != ids.shape:
                 self._ordered = False
-                self._step[index] = ids.detach().clone()
             else:
-                order = gates.argsort(dim=-1, descending=True, stable=True)
-                self._step[index] = ids.gather(-1, order).detach()
-                self._step_weights[index] = scale * gates.gather(-1, order).detach().float()
+                self._step_weights[index] = gates.detach().clone()
 
         if compute_routing is not None:
             router._compute_routing = keep_gates  # noqa: SLF001 - the only place where gate weights are to be had
@@ -196,12 +197,20 @@ class ProbeExtension(WeightProbe, LayerStateProbe, KeepSetProbe):
         if len(self._step) != self._num_layers:
             return  # a layer did not report; its rows stay -1 and the completeness check names the sequence
         # Rows beyond `total` are padding of a captured graph.
-        filed: list[tuple[Any, ...]] = [(self._routes, self._step, torch.int16, np.int16(-1))]
+        layers = range(self._num_layers)
+        ids = torch.stack([self._step[i][:total] for i in layers], dim=1)
         if len(self._step_weights) == self._num_layers:
-            filed.append((self._weights, self._step_weights, torch.float16, np.float16(np.nan)))
-        for kept, step, dtype, absent in filed:
-            stacked = torch.stack([step[i][:total] for i in range(self._num_layers)], dim=1)
-            self._file_rows(kept, stacked.to(device="cpu", dtype=dtype).numpy(), absent, scheduler_output)
+            gates = torch.stack([self._step_weights[i][:total] for i in layers], dim=1)
+            order = gates.argsort(dim=-1, descending=True, stable=True)
+            ids = ids.gather(-1, order)
+            scales = torch.tensor([self._scales[i] for i in layers], device=gates.device)
+            weights = (scales[:, None] * gates.gather(-1, order).float()).to(
+                device="cpu", dtype=torch.float16
+            )
+            self._file_rows(self._weights, weights.numpy(), np.float16(np.nan), scheduler_output)
+        self._file_rows(
+            self._routes, ids.to(device="cpu", dtype=torch.int16).numpy(), np.int16(-1), scheduler_output
+        )
 
     def _file_rows(self, kept: dict[int, Any], rows: Any, absent: Any, scheduler_output: Any) -> None:
         """Files the rows of a step under the sequence and position that each belongs to."""

@@ -117,7 +117,8 @@ class RankGroup:
                 if message.kind == "error":
                     name, text, hint = message.payload
                     kind = getattr(errors, name, EngineCrashError)
-                    raise kind(text, hint=hint)
+                    lost = self._dead_beside(rank) if kind is EngineCrashError else None
+                    raise kind(text, hint=hint) if lost is None else self._died(lost)
                 if message.kind == last:
                     del waiting[connection]
                 yield rank, message
@@ -150,6 +151,18 @@ class RankGroup:
             line.setblocking(True)
             connection: Connection[Any, Any] = Connection(line.detach())
             self._connections[connection] = int(connection.recv())
+
+    def _dead_beside(self, rank: int) -> int | None:
+        """A rank that is dead already when another one fails: the survivor's error is only that nobody answers."""
+        others = [connection for connection, own in self._connections.items() if own != rank]
+        for ready in wait(others, timeout=0):
+            connection = cast("Connection[Any, Message]", ready)
+            try:
+                while connection.poll():
+                    connection.recv()
+            except (EOFError, OSError):
+                return self._connections[connection]
+        return None
 
     def _died(self, rank: int) -> MismatchProbeError:
         return EngineCrashError(

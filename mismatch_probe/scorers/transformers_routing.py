@@ -133,7 +133,8 @@ class RouterHooks:
             flattened (batch, position) of the next forward.
         forced_gates: float32 [rows, layers, top_k], the weights to give to `forced`; where a row is not finite, and
             where this is None, they are recomputed from the model's own logits.
-        captured: Per layer, ids, gates and margins on the CPU; filled by a forward while `capture` is set.
+        captured: Per layer, ids, gates and margins on the layer's device; filled by a forward while `capture` is set. They
+            come to the CPU once a forward: to wait for the device at every layer would cost more than the layer.
         capture: Whether to keep them.
     """
 
@@ -167,7 +168,12 @@ class RouterHooks:
         if not self.captured:
             raise CaptureError("no routes were captured")
         layers = [self.captured[layer] for layer in range(self.num_layers)]
-        return CapturedRoutes(*(torch.stack(column, dim=1) for column in zip(*layers, strict=True)))
+        # A model may be spread over devices.
+        columns = (
+            [tensor.to(column[0].device, non_blocking=True) for tensor in column]
+            for column in zip(*layers, strict=True)
+        )
+        return CapturedRoutes(*(torch.stack(column, dim=1).cpu() for column in columns))
 
 
 def router_modules(model: torch.nn.Module) -> list[Any]:
@@ -245,10 +251,11 @@ def _wrapped_forward(hooks: RouterHooks, layer: int, router: Any, rule: RouterRu
             ids = torch.where(replayed, wanted, ids)
             weights = torch.where(replayed, given, weights)
         if hooks.capture and hooks.captured is not None:
+            # Copies: what comes next may work in place.
             hooks.captured[layer] = (
-                ids.detach().to(device="cpu", dtype=torch.int16),
-                weights.detach().to(device="cpu", dtype=torch.float32),
-                top_margin(rule.choice(router, logits.detach()), ids.shape[-1]).cpu(),
+                ids.detach().to(dtype=torch.int16, copy=True),
+                weights.detach().to(dtype=torch.float32, copy=True),
+                top_margin(rule.choice(router, logits.detach()), ids.shape[-1]),
             )
         return logits, weights, ids
 

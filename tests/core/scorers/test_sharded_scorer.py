@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from mismatch_probe.errors import ConfigError, EngineCrashError, EngineUnavailableError
 from mismatch_probe.scorers.protocol import ScoreRequest, ScorerSpec
+from mismatch_probe.scorers.ranks import Message, RankGroup
 from mismatch_probe.scorers.registry import scorers
 
 RNG = np.random.default_rng(0)
@@ -83,6 +85,28 @@ def test_fsdp_is_one_process_to_the_bit_and_replays_its_own_routes(checkpoint):
         assert (facts.scorer, facts.dtype, facts.details["weights_dtype"]) == ("fsdp", "bfloat16", "float32")
     finally:
         ranks.close()
+
+
+def test_the_error_of_a_survivor_is_not_the_cause(monkeypatch):
+    """The survivor may report that nobody answers before the dead rank's line is read."""
+    ours, theirs = zip(*(multiprocessing.Pipe() for _ in range(2)), strict=True)
+    ranks = object.__new__(RankGroup)
+    ranks._connections = {ours[0]: 0, ours[1]: 1}
+    theirs[0].send(Message("error", ("RuntimeError", "Connection reset by peer", None)))
+    monkeypatch.setattr("mismatch_probe.scorers.ranks.wait", lambda ready, timeout=None: list(ready)[:1])
+    theirs[1].send(Message("progress", (1, 0)))
+    theirs[1].close()
+    with pytest.raises(EngineCrashError, match="rank 1 of 2 died"):
+        list(ranks.answers("scored"))
+
+
+def test_an_error_beside_ranks_that_live_is_told():
+    ours, theirs = zip(*(multiprocessing.Pipe() for _ in range(2)), strict=True)
+    ranks = object.__new__(RankGroup)
+    ranks._connections = {ours[0]: 0, ours[1]: 1}
+    theirs[0].send(Message("error", ("RuntimeError", "out of memory", None)))
+    with pytest.raises(EngineCrashError, match="out of memory"):
+        list(ranks.answers("scored"))
 
 
 def test_tensor_parallel_agrees_and_a_dead_rank_is_an_error_without_orphans(checkpoint):
