@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,11 @@ class Audited:
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Audited:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     """The embedded model through both engines, every leg, two parts on disk. Made once; each worker has a copy."""
     own = tmp_path_factory.mktemp("runs") / "embedded"
     together = tmp_path_factory.getbasetemp()
-    master = (together if worker_id == "master" else together.parent) / "embedded"
+    master = (together.parent if "PYTEST_XDIST_WORKER" in os.environ else together) / "embedded"
     said = master.with_suffix(".json")
     with master.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
