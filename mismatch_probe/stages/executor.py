@@ -38,7 +38,10 @@ class Execute(Protocol):
 
 
 class SpareExecutor:
-    """Runs jobs in worker processes of this machine; while one works, the next one's process imports what it will need.
+    """Runs jobs in worker processes of this machine, which import what they will need before it is their turn.
+
+    The first is started at once, beside the planning; the others when the first has its job: until its engine has loaded,
+    most processors have nothing to do. Imports beside an engine that computes would cost it as much as they save.
 
     Args:
         expected: The jobs that are likely to come, in order. Any other runs all the same, in a process of its own: a wrong
@@ -47,46 +50,41 @@ class SpareExecutor:
 
     def __init__(self, expected: Sequence[Kind]) -> None:
         self._expected = list(expected)
-        self._spare: SpareProcess | None = None
-        self._prepare_next()
+        self._spares: list[SpareProcess] = []
+        self._prepare(1)
 
     def __call__(
         self, job: RolloutJob | ScoreJob, log: Path, on_event: Callable[[dict[str, Any]], None], /
     ) -> dict[str, Any]:
         """See `Execute`."""
         kind = kind_of(job)
-        if self._spare is not None and self._spare.kind != kind:
-            self._spare.stop()
-            self._spare = None
-            while self._expected and self._expected.pop(0) != kind:
-                continue
-        spare, self._spare = self._spare, None
-
-        def follow(event: dict[str, Any]) -> None:
-            # Not before the engine has loaded: until then it needs the processors itself.
-            if event["event"] == "leg" and self._spare is None:
-                self._prepare_next()
-            on_event(event)
-
+        while self._spares and self._spares[0].kind != kind:
+            self._spares.pop(0).stop()
+        spare = self._spares.pop(0) if self._spares else None
+        if spare is None and kind in self._expected:
+            # It has no process of its own yet, and those before it did not come.
+            del self._expected[: self._expected.index(kind) + 1]
+        self._prepare(len(self._expected))
         try:
-            return run_worker(job, log, follow, spare=spare)
+            return run_worker(job, log, on_event, spare=spare)
         finally:
             # It may never have got its job: the disk is full, say.
             if spare is not None:
                 spare.stop()
 
     def close(self) -> None:
-        """Ends the process that waits."""
+        """Ends the processes that wait."""
         self._expected.clear()
-        if self._spare is not None:
-            self._spare.stop()
-            self._spare = None
+        while self._spares:
+            self._spares.pop().stop()
 
-    def _prepare_next(self) -> None:
-        if self._expected and warm_of(kind := self._expected.pop(0)) is not None:
-            # Without memory or descriptors for one more process there is none.
-            with contextlib.suppress(OSError):
-                self._spare = SpareProcess(kind)
+    def _prepare(self, number: int) -> None:
+        for kind in self._expected[:number]:
+            if warm_of(kind) is not None:
+                # Without memory or descriptors for one more process there is none.
+                with contextlib.suppress(OSError):
+                    self._spares.append(SpareProcess(kind))
+        del self._expected[:number]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Processes that import what an engine needs before there is a job for them.
 
 The imports of vLLM or transformers take longer than a small audit's engines compute. They depend on nothing that a job says,
-so the process of the next job is started while the plan is made, or while the job before it runs.
+so the processes of jobs to come are started while the plan is made and while the first engine loads.
 """
 
 from __future__ import annotations

@@ -107,23 +107,23 @@ def test_secrets_that_it_printed_before_its_job_are_not_in_the_log(odd_job, monk
     assert "imported ahead" in log.read_text()
 
 
-def test_the_next_is_made_ready_once_the_engine_has_loaded(odd_job, temporary):
-    before, seen = children(), []
-    executor = SpareExecutor([ODD, ODD])
-    waiting = executor._spare
-    assert waiting is not None
+def test_the_others_are_made_ready_when_the_first_has_its_job(odd_job, temporary):
+    before, waiting = children(), []
+    executor = SpareExecutor([ODD, ODD, ODD])
+    assert len(executor._spares) == 1
+    first = executor._spares[0]
 
     def follow(event):
-        seen.append((event["event"], executor._spare is not None))
+        if event["event"] in ("loading", "leg"):
+            waiting.append((event["event"], len(executor._spares)))
 
     executor(odd_job("well", "one"), temporary.parent / "one/log", follow)
-    assert seen[:2] == [("loading", False), ("leg", True)]
-    second = executor._spare
-    assert second is not waiting
+    assert first not in executor._spares
     executor(odd_job("well", "two"), temporary.parent / "two/log", follow)
-    assert executor._spare is None
-    # A third, which nobody expected.
     executor(odd_job("well", "three"), temporary.parent / "three/log", follow)
+    # A fourth, which nobody expected.
+    executor(odd_job("well", "four"), temporary.parent / "four/log", follow)
+    assert waiting == [(event, left) for left in (2, 1, 0, 0) for event in ("loading", "leg")]
     executor.close()
     assert children() == before
     assert not list(temporary.iterdir())
@@ -133,8 +133,7 @@ def test_a_wrong_guess_ends_without_a_trace(odd_job, temporary):
     before = children()
     executor = SpareExecutor([("train", "transformers"), ODD, ODD])
     executor(odd_job("well"), temporary.parent / "log", lambda event: None)
-    assert executor._spare is not None
-    assert executor._spare.kind == ODD
+    assert [spare.kind for spare in executor._spares] == [ODD]
     executor.close()
     executor.close()
     assert children() == before
@@ -155,10 +154,10 @@ def test_what_is_unknown_or_has_nothing_to_import_gets_no_process(temporary):
     assert warm_of(("rollout", "no-such-engine")) is None
     assert warm_of(("rollout", "openai")) is None
     executor = SpareExecutor([("rollout", "no-such-engine")])
-    assert executor._spare is None
+    assert not executor._spares
     executor.close()
     with open_executor(load_config(None, (), {})) as execute:
-        assert execute._spare is None
+        assert not execute._spares
     assert not list(temporary.iterdir())
 
 
