@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,8 +28,6 @@ _RENAMED = {
 }
 _NEEDED = ("prompt_ids", "completion_ids", "logprobs")
 _ROWS = 64
-_GROUP_BYTES = 4 << 30
-_GROUP_VALUES = 1 << 30
 
 
 @register_importer("trl", summary="completions_N.parquet with ids and log-probabilities added by log_extra")
@@ -51,7 +48,6 @@ def trl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
                     f"{file.name} has no {', '.join(missing)}: it is text, and text is not what was sampled",
                     hint="add these columns with log_extra, or audit the checkpoint instead",
                 )
-            _check_groups(table.metadata, file)
             number = 0
             for batch in table.iter_batches(batch_size=_ROWS):
                 for row in batch.to_pylist():
@@ -66,18 +62,6 @@ def trl(path: Path, notes: Notes) -> Iterator[ImportedSequence]:
             NotImplementedError,
         ) as error:
             raise ConfigError(f"{file} is damaged: {error}") from error
-
-
-def _check_groups(metadata: Any, file: Path) -> None:
-    """A row group is decoded as it is read, and a few bytes of run lengths can stand for billions of values."""
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        values = sum(group.column(place).num_values for place in range(group.num_columns))
-        if group.total_byte_size > _GROUP_BYTES or values > _GROUP_VALUES:
-            raise ConfigError(
-                f"{file} is refused: row group {index} unpacks to {values} values, {group.total_byte_size >> 20} MiB",
-                hint="write the table with smaller row groups",
-            )
 
 
 def _sequence(row: dict[str, object], where: str, notes: Notes) -> ImportedSequence:

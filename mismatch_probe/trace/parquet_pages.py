@@ -1,9 +1,10 @@
 """Whether a parquet file of unknown origin says the truth about its sizes, found out before Arrow believes it.
 
 Arrow makes room for what a page's header claims, up to 2 GiB a page, before it looks at the page. So the headers are read
-here first, and what they and the columns claim together is held against the size of the file.
+here first, and what they and the columns claim together is held against the size of the file. The footer is read here too:
+pyarrow's own view of a column's metadata ends the process where the metadata contradict themselves.
 
-Source of the layout: the parquet format's parquet.thrift (PageHeader) and Thrift's compact protocol.
+Source of the layout: the parquet format's parquet.thrift (FileMetaData, PageHeader) and Thrift's compact protocol.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ class PageClaimError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class _Column:
+    values: int
+    size: int
+    stored: int
+    begin: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Page:
     stored: int
     size: int
@@ -44,36 +53,62 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(path)
-    try:
-        with path.open("rb") as file:
-            check_pages(file, table.metadata)
-    except BaseException:
-        table.close()
-        raise
-    return table
+    with path.open("rb") as file:
+        check_pages(file)
+    return pq.ParquetFile(path)
 
 
-def check_pages(file: BinaryIO, metadata: pq.FileMetaData) -> None:
-    """Reads every page header of a parquet file.
+def check_pages(file: BinaryIO) -> None:
+    """Reads the footer and every page header of a parquet file.
 
     Args:
         file: The file, to be read anywhere.
-        metadata: What its footer says.
 
     Raises:
-        PageClaimError: Columns or pages claim more than can be.
+        PageClaimError: It is no parquet file, or columns or pages claim more than can be.
     """
     length = file.seek(0, 2)
     most = _FREE + _RATIO * length
     claimed, held = _Sum(most, length), _Sum(most, length)
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column = metadata.row_group(group).column(number)
-            where = f"column {column.path_in_schema!r} of row group {group + 1}"
-            claimed.add(column.total_uncompressed_size, column.num_values, where)
-            for page in _pages(file, column, length, where):
-                held.add(page.size, page.values, where)
+    for number, column in enumerate(_columns(file, length), start=1):
+        where = f"column chunk {number}"
+        claimed.add(column.size, column.values, where)
+        for page in _pages(file, column, length, where):
+            held.add(page.size, page.values, where)
+
+
+def _columns(file: BinaryIO, length: int) -> Iterator[_Column]:
+    """Of every row group."""
+    if length < 12:
+        raise PageClaimError("it is no parquet file: it is too short")
+    file.seek(length - 8)
+    tail = file.read(8)
+    size = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or size > length - 12:
+        raise PageClaimError("it is no parquet file: it has no footer")
+    file.seek(length - 8 - size)
+    try:
+        footer, _ = _struct(file.read(size), 0, 0)
+    except IndexError:
+        raise PageClaimError("its footer has no end") from None
+    for group in _structs(footer.get(4)):
+        for chunk in _structs(group.get(1)):
+            told = chunk.get(3)
+            numbers = [told.get(field) for field in (5, 6, 7, 9)] if isinstance(told, dict) else [None]
+            sure = [value for value in numbers if isinstance(value, int)]
+            if len(sure) < 4:
+                raise PageClaimError("its footer does not say where a column is")
+            dictionary = told.get(11) if isinstance(told, dict) else None
+            # As Arrow has it: a dictionary comes first, where there is one.
+            begin = dictionary if isinstance(dictionary, int) and 0 < dictionary < sure[3] else sure[3]
+            yield _Column(values=sure[0], size=sure[1], stored=sure[2], begin=begin)
+
+
+def _structs(value: Any) -> list[dict[int, Any]]:
+    found = value if isinstance(value, list) else []
+    if not all(isinstance(item, dict) for item in found):
+        raise PageClaimError("its footer is none")
+    return found
 
 
 class _Sum:
@@ -93,12 +128,8 @@ class _Sum:
             )
 
 
-def _pages(file: BinaryIO, column: pq.ColumnChunkMetaData, length: int, where: str) -> Iterator[_Page]:
-    at = column.data_page_offset
-    dictionary = column.dictionary_page_offset
-    if dictionary is not None and 0 < dictionary < at:
-        at = dictionary
-    end = at + column.total_compressed_size
+def _pages(file: BinaryIO, column: _Column, length: int, where: str) -> Iterator[_Page]:
+    at, end = column.begin, column.begin + column.stored
     if not 0 <= at <= end <= length:
         raise PageClaimError(f"{where} lies beyond the end of the file")
     while at < end:
@@ -132,9 +163,9 @@ def _header(file: BinaryIO, at: int, end: int, where: str) -> tuple[_Page, int]:
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Whole numbers and structs of a struct by field id, and where it ends."""
+    """Whole numbers, structs and lists of a struct by field id, and where it ends."""
     if depth > _DEPTH:
-        raise PageClaimError("a page header is nested too deep")
+        raise PageClaimError("a header is nested too deep")
     found: dict[int, Any] = {}
     field = 0
     while True:
@@ -167,12 +198,16 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
         size, at = _varint(data, at)
         return None, _within(data, at + size)
     if kind in (9, 10):
+        if depth > _DEPTH:
+            raise PageClaimError("a header is nested too deep")
         head = data[at]
         size, at = (head >> 4, at + 1) if head >> 4 != 15 else _varint(data, at + 1)
+        items = []
         for _ in range(size):
-            _, at = _value(data, at, head & 15, depth + 1)
-        return None, at
-    raise PageClaimError("a page header has a type that Thrift does not have")
+            item, at = _value(data, at, head & 15, depth + 1)
+            items.append(item)
+        return items, at
+    raise PageClaimError("a header has a type that Thrift does not have")
 
 
 def _within(data: bytes, at: int) -> int:
@@ -191,7 +226,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise PageClaimError("a page header has a number that is too long")
+            raise PageClaimError("a header has a number that is too long")
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:

@@ -229,8 +229,9 @@ def test_rows_without_bounds(copies: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("mismatch_probe.imports.json_lines._LINE_LIMIT", 100)
     with pytest.raises(ConfigError, match="line 1 is longer than"):
         read("nemo-rl", copies / "nemo-rl")
-    monkeypatch.setattr("mismatch_probe.imports.trl._GROUP_VALUES", 100)
-    with pytest.raises(ConfigError, match="row group 0 unpacks to"):
+    monkeypatch.setattr("mismatch_probe.trace.parquet_pages._FREE", 100)
+    monkeypatch.setattr("mismatch_probe.trace.parquet_pages._RATIO", 0)
+    with pytest.raises(ConfigError, match="it claims"):
         read("trl", copies / "trl")
 
 

@@ -1,6 +1,8 @@
 """Sizes that a parquet file claims: files as writers write them pass, files that lie are refused before Arrow makes room for it."""
 
+import contextlib
 import resource
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -113,6 +115,47 @@ def test_headers_that_are_none(tmp_path, data, message):
     path.write_bytes(data)
     with path.open("rb") as file, pytest.raises(PageClaimError, match=message):
         _header(file, 0, len(data), "here")
+
+
+@pytest.mark.parametrize(
+    ("footer", "message"),
+    [
+        (b"\x19" * 3000, "too deep"),
+        (b"\x1c" * 3000, "too deep"),
+        (b"\x49\x1c\x19\x1c\x00\x00\x00", "does not say where"),
+        (b"\x49\x15\x02\x00", "footer is none"),
+        (b"\x49\xfc\xff\xff\xff\xff\x07", "has no end"),
+    ],
+)
+def test_footers_that_are_none(tmp_path, footer, message):
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
+    with pytest.raises(PageClaimError, match=message):
+        open_parquet(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" * 4, b"PAR1" + b"\xff" * 12 + b"PAR1", b"x" * 100])
+def test_files_that_are_none(tmp_path, data):
+    path = tmp_path / "t.parquet"
+    path.write_bytes(data)
+    with pytest.raises(PageClaimError, match="no parquet file"):
+        open_parquet(path)
+
+
+def test_metadata_that_end_the_process_in_arrows_own_view_of_them(tmp_path):
+    """Found by fuzzing: size statistics that contradict the schema. Reading is Arrow's, and it refuses or reads."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"ids": [[1, 2], [3]]}), path)
+    data = bytearray(path.read_bytes())
+    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    generator = np.random.default_rng(0)
+    for _ in range(2000):
+        changed = bytearray(data)
+        for place in generator.integers(begin, len(data) - 8, 3):
+            changed[place] = generator.integers(256)
+        path.write_bytes(bytes(changed))
+        with contextlib.suppress(RunDirectoryError):
+            read_table(path, pa.schema([("ids", pa.list_(pa.int64()))]))
 
 
 @given(st.binary(max_size=200))
