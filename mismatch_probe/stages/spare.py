@@ -40,19 +40,25 @@ class SpareProcess:
         self._log: Path | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="mismatch-probe-")
         self._said = Path(self._folder.name) / "log"
+        self._process: subprocess.Popen[bytes] | None = None
         receive, self._send = os.pipe()
         self._receive, send = os.pipe()
-        with self._said.open("ab") as said:
-            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", WORKER_MODULE, "--wait", *kind, str(receive), str(send)],
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                pass_fds=(receive, send),
-                env=worker_variables(),
-            )
-        os.close(receive)
-        os.close(send)
+        try:
+            with self._said.open("ab") as said:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    [sys.executable, "-m", WORKER_MODULE, "--wait", *kind, str(receive), str(send)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(receive, send),
+                    env=worker_variables(),
+                )
+        except OSError:
+            self.stop()
+            raise
+        finally:
+            os.close(receive)
+            os.close(send)
 
     def give(self, job_file: Path, log: Path) -> tuple[subprocess.Popen[bytes], TextIO] | None:
         """Gives it its job; it is no spare any more.

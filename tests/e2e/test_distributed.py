@@ -8,6 +8,7 @@ import pytest
 
 from mismatch_probe.config.load import load_config
 from mismatch_probe.stages.events import SilentWatcher
+from mismatch_probe.stages.executor import open_executor
 from mismatch_probe.stages.plan import make_plan
 from mismatch_probe.stages.whole_audit import audit_run
 from mismatch_probe.trace.run_directory import RunDirectory
@@ -40,8 +41,8 @@ def audited(path, watcher, *settings):
     """Parts and result, without what names the run."""
     plan = make_plan(load_config(None, (*SETTINGS, *settings), {"out": str(path)}), watcher)
     run = RunDirectory(path)
-    with run.claim():
-        result = audit_run(run, plan, watcher, command="audit", resume=False, simulate=False)
+    with run.claim(), open_executor(plan.config) as execute:
+        result = audit_run(run, plan, watcher, execute, command="audit", resume=False, simulate=False)
     crew = [result["provenance"][side]["details"].pop("crew", 1) for side in ("rollout", "train")]
     for name in ("created_at", "run_id"):
         del result["provenance"][name]

@@ -150,6 +150,21 @@ def test_a_job_that_cannot_even_be_written_down_ends_the_process(odd_job, tempor
     assert children() == before
 
 
+def test_a_machine_without_room_for_one_more_process_leaves_it_to_the_job(odd_job, temporary, monkeypatch):
+    open_before = len(os.listdir("/proc/self/fd"))
+
+    def refuse(*_, **__):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mismatch_probe.stages.spare.subprocess.Popen", refuse)
+        executor = SpareExecutor([ODD])
+    assert not executor._spares
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert not list(temporary.iterdir())
+    assert executor(odd_job("well"), temporary.parent / "log", lambda event: None)["engine"] == "odd"
+
+
 def test_what_is_unknown_or_has_nothing_to_import_gets_no_process(temporary):
     assert warm_of(("rollout", "no-such-engine")) is None
     assert warm_of(("rollout", "openai")) is None
