@@ -151,7 +151,7 @@ def test_a_job_that_cannot_even_be_written_down_ends_the_process(odd_job, tempor
 
 
 def test_a_machine_without_room_for_one_more_process_leaves_it_to_the_job(odd_job, temporary, monkeypatch):
-    open_before = len(os.listdir("/proc/self/fd"))
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
 
     def refuse(*_, **__):
         raise OSError(11, "Resource temporarily unavailable")
@@ -160,7 +160,7 @@ def test_a_machine_without_room_for_one_more_process_leaves_it_to_the_job(odd_jo
         patch.setattr("mismatch_probe.stages.spare.subprocess.Popen", refuse)
         executor = SpareExecutor([ODD])
     assert not executor._spares
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
     assert not list(temporary.iterdir())
     assert executor(odd_job("well"), temporary.parent / "log", lambda event: None)["engine"] == "odd"
 
