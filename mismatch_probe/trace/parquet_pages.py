@@ -73,7 +73,8 @@ def check_pages(file: BinaryIO) -> None:
     for number, column in enumerate(_columns(file, length), start=1):
         where = f"column chunk {number}"
         claimed.add(column.size, column.values, where)
-        for page in _pages(file, column, length, where):
+        # Arrow reads no page of a column without values; that of an empty table has a dictionary and no place for data.
+        for page in _pages(file, column, length, where) if column.values else ():
             held.add(page.size, page.values, where)
 
 

@@ -54,7 +54,8 @@ def test_fsdp_on_two_processes_reads_what_one_process_reads(embedded, tmp_path):
     assert result["routing"]["replay"]["self_replay"]["exact"] is True
 
 
-@pytest.mark.parametrize("scorer", [pytest.param("tensor-parallel", marks=pytest.mark.slow), "megatron"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scorer", ["tensor-parallel", "megatron"])
 def test_another_order_of_operations_drifts_like_rounding_and_replay_takes_most_of_it(
     embedded, tmp_path, scorer
 ):

@@ -45,6 +45,15 @@ def test_what_arrow_writes_passes(tmp_path, compression, version, dictionary):
         assert opened.read().equals(table())
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_table_without_rows_passes(tmp_path, compression, dictionary):
+    path, empty = tmp_path / "t.parquet", table().slice(0, 0)
+    pq.write_table(empty, path, compression=compression, use_dictionary=dictionary)
+    with open_parquet(path) as opened:
+        assert opened.read().equals(empty)
+
+
 def test_a_column_that_compresses_as_far_as_can_be(tmp_path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"x": np.zeros(3_000_000)}), path, compression="gzip", use_dictionary=False)
